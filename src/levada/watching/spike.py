@@ -275,13 +275,12 @@ class Spikes:
 
 
 def _finding(spike: _Spike, view: View) -> Finding:
-    start = view.loss.start
     moved = spike.moved or []
     # The loss of a step precedes its update: a rate that was first seen there did not raise it.
     by_rate = spike.raised if spike.raised is not None and spike.raised["by"] < spike.onset else None
     caused = bool(moved) or by_rate is not None
     severity: Severity = "warn" if spike.unheard and (caused or _odd(spike)) else "info"
-    lost = spike.ended is None or not spike.level < start
+    lost = spike.ended is None or not spike.level < view.loss.start
     if spike.lasting >= LASTING and caused and lost:
         severity = "error"
     elif spike.lasting >= UNEXPLAINED and lost:
@@ -309,7 +308,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
             "loss_before": spike.usual,
             "loss_peak": spike.peak,
             "deviations": spike.excess,
-            "start": start,
+            "start": view.loss.start,
             "moved_first": moved[:20],
             "learning_rate": spike.raised,
             "update_ratio": spike.step or None,
