@@ -52,6 +52,7 @@ const HELD: readonly Readonly<Record<string, Held>>[] = [
     "0.25": sigma.slope(0),
     "0.236": rate("sigmoid", 1),
     "9.1×10⁻¹³": sigma.slope(0) ** 20,
+    "3.6×10⁻¹²": sigma.slope(0) ** 19,
     "1.0×10⁻⁴": rate("sigmoid", 16) ** 20,
     "0.892": rate("sigmoid", 64),
     "2.3": Math.log(10),
