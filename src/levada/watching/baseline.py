@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from levada._errors import require_at_least
+from levada.watching.lowest import Lowest, median_of
 
 __all__ = ["BY_CHANCE", "ZERO", "Baseline", "LossBaseline", "Silence", "octaves", "times"]
 
@@ -28,7 +29,7 @@ ZERO: Final = -1100.0
 _LEAST_SPREAD: Final = 0.05
 # How likely so many zeros in a row may be by a block's own habit, as that of one that is drawn to rest.
 BY_CHANCE: Final = 1e-4
-# The best is the least of many medians, and so below what is usual without a rise: as far as this many deviations.
+# The best is the least of many medians, and so below what is usual without a rise: by up to so many deviations.
 CLEAR: Final = 6.0
 
 
@@ -245,6 +246,7 @@ class LossBaseline:
         self.constant = math.nan  # what the best prediction that is the same for every input would have, if known
         self._recent: deque[tuple[int, float]] = deque(maxlen=window)
         self._smooth = smooth
+        self._lowest = Lowest(window // 4)
 
     def add(self, step: int, loss: float) -> None:
         """Take the loss of one step.
@@ -263,9 +265,10 @@ class LossBaseline:
             self.early = self.median
             self.start = min(self._recent[0][1], self.early)
         elif self.steps == self.warm_up:
-            self.settled = _median([loss for _, loss in self._recent][self.warm_up // 2 :])
+            self.settled = median_of([loss for _, loss in self._recent][self.warm_up // 2 :])
         if self.steps >= self._smooth:
             self.best = min(self.best, self.now)
+        self._lowest.add([loss for _, loss in self.latest])
 
     @property
     def ready(self) -> bool:
@@ -285,30 +288,35 @@ class LossBaseline:
     @property
     def median(self) -> float:
         """The median of the losses that are remembered; NaN of none."""
-        return _median([loss for _, loss in self._recent])
+        return median_of([loss for _, loss in self._recent])
 
     @property
     def now(self) -> float:
         """The median of the last few losses; NaN of none."""
-        return _median([loss for _, loss in list(self._recent)[-self._smooth :]])
+        return median_of([loss for _, loss in list(self._recent)[-self._smooth :]])
 
     @property
     def spread(self) -> float:
         """The standard deviation that the median absolute deviation stands for; a drift within the window counts."""
         centre = self.median
-        return _NORMAL * _median([abs(loss - centre) for _, loss in self._recent])
+        return _NORMAL * median_of([abs(loss - centre) for _, loss in self._recent])
 
     @property
     def jitter(self) -> float:
         """The standard deviation of one loss that its differences from the one before stand for: no drift counts."""
         losses = [loss for _, loss in self._recent]
-        return _NORMAL * _median([abs(b - a) for a, b in pairwise(losses)]) / math.sqrt(2)
+        return _NORMAL * median_of([abs(b - a) for a, b in pairwise(losses)]) / math.sqrt(2)
 
     @property
     def lasting_rise(self) -> float:
-        """How far the loss now is above its best; 0 where the scatter of single losses explains it."""
-        rise = self.now - self.best
-        return rise if rise > CLEAR * self.jitter / math.sqrt(self._smooth) else 0.0
+        """How far the loss is above its best; 0 where chance explains it.
+
+        Either the last few are further above than single losses scatter; or the last quarter of those remembered are
+        above those of when it was lowest by their ranks, as steps that are too long make losses scatter the more.
+        """
+        rise, further = self.now - self.best, self.recent - self._lowest.median
+        few = rise if rise > CLEAR * self.jitter / math.sqrt(self._smooth) else 0.0
+        return max(few, further if self._lowest.deviations([loss for _, loss in self.latest]) > CLEAR else 0.0)
 
     @property
     def learned(self) -> float:
@@ -327,7 +335,7 @@ class LossBaseline:
     @property
     def recent(self) -> float:
         """The median of the last quarter of the losses that are remembered; NaN of none."""
-        return _median([loss for _, loss in self.latest])
+        return median_of([loss for _, loss in self.latest])
 
     @property
     def no_better(self) -> bool:
@@ -389,11 +397,4 @@ class LossBaseline:
         losses = [loss for _, loss in self._recent]
         if len(losses) < 2 * steps:
             return math.nan
-        return _median(losses[-2 * steps : -steps]) - _median(losses[-steps:])
-
-
-def _median(values: list[float]) -> float:
-    if not values:
-        return math.nan
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+        return median_of(losses[-2 * steps : -steps]) - median_of(losses[-steps:])

@@ -19,6 +19,7 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching.baseline import Baseline, LossBaseline
 from levada.watching.between import Between
+from levada.watching.departures import Departures
 from levada.watching.elsewhere import met_elsewhere, with_others_unknown
 from levada.watching.given import Given, given_last
 from levada.watching.habits import Habits
@@ -32,7 +33,7 @@ from levada.watching.rules.depth import is_far
 from levada.watching.sample import Sample
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.spike import RULE as SPIKE
-from levada.watching.spike import Departures, Spikes, least_jump
+from levada.watching.spike import Spikes, least_jump
 from levada.watching.view import COMPARED, Blocks, View, membership, rate_of
 
 __all__ = ["CONFIRMATIONS", "WARM_UP", "Judge"]
@@ -359,17 +360,18 @@ class Judge:
         self._ledger.miss_others({*said, *self._hold_spike(view, view.step)}, view.step)
 
     def _hold_spike(self, view: View, step: int) -> set[tuple[str, str]]:
-        """Tell of a spike that is open or was until now; return it as a case of the ledger."""
+        """Tell of spikes that are open, stay up or were up until now; return them as cases of the ledger."""
         assert self._departures is not None  # made with the blocks
-        spike = self._spikes.told(view, self._departures)
-        if spike is None:
-            return set()
-        key = SPIKE, str(spike.evidence["step"])
-        told = self._ledger.last(key)
-        ended = told is not None and told.evidence["ended_at"] is not None
-        renew = not ended and spike.evidence["ended_at"] is not None
-        self._ledger.hold(key, spike, step, confirm=1, renew=renew)
-        return {key}
+        held = set()
+        for spike in self._spikes.told(view, self._departures):
+            key = SPIKE, str(spike.evidence["step"])
+            told = self._ledger.last(key)
+            renew = told is not None and any(
+                spike.evidence[end] != told.evidence[end] for end in ("ended_at", "back_at")
+            )
+            self._ledger.hold(key, spike, step, confirm=1, renew=renew)
+            held.add(key)
+        return held
 
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""

@@ -28,7 +28,8 @@ _LEAST_BLOCKS: Final = 3  # of two, the median is one of them
 _RATES: Final = ("learning_rate_too_high", "learning_rate_too_low")
 _BASED: Final = (*_GRADIENT, *_SIGNAL, "dead_units", "frozen_layers")  # rules that compare with what came before
 GIVEN_BACK: Final = 0.5  # share of what was learned by which a loss is above its best
-TENFOLD: Final = 10.0
+# So many times its best is far above it, where that is such a share of what was learned.
+TENFOLD, FIFTIETH = 10.0, 0.02
 _CLEAR: Final = math.ceil(-math.log2(BY_CHANCE))  # zeros in a row of what never was other, that are no chance
 
 Count: TypeAlias = tuple[Literal["samples", "losses", "updates"], int, int]  # how many are needed, and are there
@@ -163,9 +164,11 @@ def _given_back(judge: Judge) -> Iterator[Reason]:
     loss = judge.loss
     if not loss.ready or not loss.scale:
         return
-    share = loss.lasting_rise / loss.scale
-    if share >= GIVEN_BACK or (share >= 0.1 and loss.now >= TENFOLD * loss.best > 0):
-        why = f"the loss is {loss.now:.4g} and was {loss.best:.4g} at its best, and what is measured does not tell why"
+    rise = loss.lasting_rise
+    share, level = rise / loss.scale, max(loss.now, loss.recent)
+    worse = rise > 0 and level > loss.start  # whatever was learned below a first loss that was far higher
+    if worse or share >= GIVEN_BACK or (share >= FIFTIETH and level >= TENFOLD * loss.best > 0):
+        why = f"the loss is {level:.4g} and was {loss.best:.4g} at its best, and what is measured does not tell why"
         yield "loss_spike", why, True, None
 
 

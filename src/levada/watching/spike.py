@@ -8,22 +8,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
-import torch
-from torch import Tensor
-
 from levada.diagnose.finding import Finding, Severity
-from levada.watching.baseline import Baseline, LossBaseline, times
+from levada.watching.baseline import LossBaseline, times
+from levada.watching.departures import Departures
 from levada.watching.overshot import rate_proposal
 from levada.watching.rise import made_it_rise, raised, rise_in_words
 from levada.watching.view import COMPARED, View
 
-__all__ = ["Departures", "Spikes", "jumps", "least_jump"]
+__all__ = ["Spikes", "jumps", "least_jump"]
 
 RULE: Final = "loss_spike"
 # Standard deviations above the median, and share of what was learned: both, so that neither batch noise nor an easy
 # task's tiny losses are spikes.
 DEVIATIONS: Final = 12.0
 SHARE: Final = 0.5
+# Of so many losses one may have been half as far up before: more of them are another kind of loss.
+OFTEN: Final = 8
 # A jump of one step alone must take the loss back to where the run began.
 ALONE: Final = 1.0
 # Steps, and of the last of them how many above, before a jump counts without that.
@@ -44,10 +44,8 @@ TOLD: Final = 3
 # Steps of a twentieth of the weights are far above those in use, about a thousandth of them; one as large as the
 # weights leaves nothing of them, however long ago it was.
 LONG, WHOLE = 0.05, 1.0
-# A signal has left its baseline at so many standard deviations and octaves.
-FAR, OCTAVES = 8.0, 1.0
-# Steps: what moved longer before than this many samples did not bring the spike about.
-HORIZON: Final = 5
+# Spikes whose loss stays up that are followed: a run that is up for good so many times over has been told of.
+MOST: Final = 8
 # Before there is a baseline a loss has risen steeply that is so many times the first.
 STEEP: Final = 8.0
 
@@ -66,6 +64,9 @@ def least_jump(baseline: LossBaseline) -> float:
 def jumps(baseline: LossBaseline, loss: float) -> bool:
     """Return whether a loss is far above what is usual, and the distance matters in this run.
 
+    Where losses of several kinds take turns, as of adversaries, one of them alone makes the median. What is half as far
+    above it as more than an eighth of the last ones is usual, too.
+
     Args:
         baseline: of the losses before it.
         loss: of one step.
@@ -79,48 +80,13 @@ def jumps(baseline: LossBaseline, loss: float) -> bool:
     """
     if not baseline.ready or not math.isfinite(loss):
         return False
-    return loss - baseline.median > SHARE * baseline.scale and baseline.excess(loss) > DEVIATIONS
-
-
-@final
-class Departures:
-    """Since which sampled step each signal of each block has been outside its baseline.
-
-    Args:
-        columns: number of signals, all blocks together.
-    """
-
-    def __init__(self, columns: int) -> None:
-        self.since = torch.full((columns,), -1, dtype=torch.long)
-        self.size = torch.zeros(columns)
-        self.steps: deque[int] = deque(maxlen=HORIZON)
-
-    def see(self, step: int, values: Tensor, baseline: Baseline) -> None:
-        """Take a sampled step, before the baseline does.
-
-        Args:
-            step: its number.
-            values: of every column.
-            baseline: of every column.
-        """
-        rise = baseline.rise(values)
-        outside = ((rise / baseline.spread).abs() >= FAR) & (rise.abs() >= OCTAVES)
-        self.size = torch.where(outside & (self.since < 0), rise, self.size)
-        self.since = torch.where(outside, torch.where(self.since < 0, step, self.since), -1)
-        self.steps.append(step)
-
-    def first_before(self, step: int) -> list[tuple[int, int, float]]:
-        """Return the columns that left shortly before a step, with the sampled step and octaves; the earliest first.
-
-        Args:
-            step: when the loss jumped.
-        """
-        before = [s for s in self.steps if s < step]
-        if not before:
-            return []
-        columns = ((self.since >= before[0]) & (self.since < step)).nonzero().flatten().tolist()
-        left = [(int(self.since[c]), c, float(self.size[c])) for c in columns]
-        return [(c, s, size) for s, c, size in sorted(left, key=lambda one: (one[0], -abs(one[2])))]
+    jump = loss - baseline.median
+    if not (jump > SHARE * baseline.scale and baseline.excess(loss) > DEVIATIONS):
+        return False
+    before = [one for _, one in baseline.latest]
+    while before and before[-1] > baseline.median:
+        before.pop()  # the climb that leads up to it
+    return OFTEN * sum(one - baseline.median >= 0.5 * jump for one in before) <= len(before)
 
 
 @dataclass(slots=True)
@@ -131,12 +97,12 @@ class _Spike:
     peak: float
     first: float
     next: list[float] = field(default_factory=list)
-    told: bool = False
     above: deque[bool] = field(default_factory=lambda: deque(maxlen=LATEST))
     lasting: int = 0
     confirmed: bool = False
     ended: int | None = None
-    level: float = math.nan  # at which the loss stays, where it did not come back
+    level: float = math.nan  # at which the loss stayed, where it did not come back at once
+    back: int | None = None  # the step at which it had come back
     moved: list[dict[str, Any]] | None = None
     raised: dict[str, Any] | None = None
     watched: str = ""
@@ -150,7 +116,8 @@ class Spikes:
     """Follows every step's loss, opens a spike where it jumps, and closes it when the loss is back."""
 
     def __init__(self) -> None:
-        self.spike: _Spike | None = None
+        self._open: _Spike | None = None
+        self._ended: list[_Spike] = []  # those whose loss stays up, and those back since the last sample
         self._largest = 0.0  # jump of a loss above the median so far, before the climb that is under way
         self._climb: deque[float] = deque(maxlen=CLIMB)  # jumps since a loss was last at the median or below
         self._informed = 0
@@ -159,7 +126,7 @@ class Spikes:
     @property
     def is_over(self) -> bool:
         """Whether no spike is open: there was none, or the last one came back, or stays."""
-        return self.spike is None or self.spike.ended is not None
+        return self._open is None
 
     def see_loss(self, step: int, loss: float, baseline: LossBaseline) -> None:
         """Take the loss of a step, before the baseline does.
@@ -169,19 +136,21 @@ class Spikes:
             loss: its loss.
             baseline: of the losses before it.
         """
-        spike = self.spike
-        if math.isfinite(loss) and baseline.steps >= LATEST:
-            self._see_jump(loss - baseline.median)
-        if spike is None or spike.ended is not None:
-            if not jumps(baseline, loss):
-                if spike is not None and math.isfinite(spike.level):  # it stays, for how long tells what it is
-                    spike.lasting += loss > baseline.start
-                return
-            self.spike = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
-            spike.step = max(self._moved * (self._moved >= LONG), self._most * (self._most >= WHOLE))
-            spike.unheard = baseline.steps >= KNOWN and loss - baseline.median > LARGEST * self._largest
         if not math.isfinite(loss):
             return
+        if baseline.steps >= LATEST:
+            self._see_jump(loss - baseline.median)
+        self._see_ended(step, loss, baseline)
+        spike = self._open
+        if spike is None:
+            # A loss that stays up scatters: what it came to on its way up is told already.
+            known = max((one.peak for one in self._ended if one.back is None), default=-math.inf)
+            if len(self._ended) >= MOST or loss <= known or not jumps(baseline, loss):
+                return
+            self._ended = [one for one in self._ended if one.begun or one.back is None]
+            self._open = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
+            spike.step = max(self._moved * (self._moved >= LONG), self._most * (self._most >= WHOLE))
+            spike.unheard = baseline.steps >= KNOWN and loss - baseline.median > LARGEST * self._largest
         spike.peak = max(spike.peak, loss)
         if step > spike.onset and len(spike.next) < LATEST:
             spike.next.append(loss)
@@ -189,9 +158,19 @@ class Spikes:
         spike.lasting += loss > baseline.start
         spike.confirmed |= spike.peak - spike.usual >= ALONE * baseline.scale or sum(spike.above) >= ABOVE
         if len(spike.above) == LATEST and not any(spike.above):
-            spike.ended = step
-        elif baseline.median - spike.usual > BACK * baseline.scale:
+            spike.ended = spike.back = step
+        elif min(baseline.median, baseline.recent) - spike.usual > BACK * baseline.scale:
             spike.ended, spike.level = step, baseline.now  # half of the window is up there
+        if spike.ended is not None:
+            self._open = None
+            self._ended += [spike] if spike.confirmed else []
+
+    def _see_ended(self, step: int, loss: float, baseline: LossBaseline) -> None:
+        """Follow the spikes whose loss stays up: for how long, which tells what they are, and until it is down."""
+        for spike in self._ended:
+            if spike.back is None:
+                spike.lasting += loss > baseline.start
+                spike.back = step if baseline.recent - spike.usual <= BACK * baseline.scale else None
 
     def _see_jump(self, jump: float) -> None:
         """Take how far a loss is above the median. What led up to a spike is no earlier jump that explains it."""
@@ -219,8 +198,8 @@ class Spikes:
             {'step': 2, 'from': 2.0, 'to': 1000000000.0}
         """
         later = [(s, loss) for s, loss in recent if s < step and math.isfinite(loss)]
-        spike = self.spike
-        if spike is not None and spike.ended is None and spike.onset < step:
+        spike = self._open
+        if spike is not None and spike.onset < step:
             peak = max([spike.peak, *(loss for _, loss in later)])
             return {"step": spike.onset, "from": spike.usual, "to": peak}
         usual = (
@@ -231,23 +210,23 @@ class Spikes:
             return None
         return {"step": high[0], "from": usual, "to": max(loss for s, loss in later if s >= high[0])}
 
-    def told(self, view: View, departures: Departures) -> Finding | None:
-        """Return the finding of the spike that is open, or was until this sample.
+    def told(self, view: View, departures: Departures) -> list[Finding]:
+        """Return a finding of each spike that is open or whose loss stays up, or was until this sample.
 
         Args:
             view: the sampled step.
             departures: which signals are outside their baselines, this step's seen.
         """
-        spike = self.spike
         ratio = view["update_ratio"]
         ratio = ratio[ratio.isfinite()]
         self._moved = float(ratio.median()) if len(ratio) else 0.0
         self._most = max(self._most, self._moved)
-        if spike is None or not spike.confirmed or spike.told:
-            return None
-        # One that did not come back holds until the loss is down again.
-        left = 0.0 if math.isnan(spike.level) else view.loss.now - spike.usual
-        spike.told = spike.ended is not None and left <= BACK * view.loss.scale
+        followed = [*self._ended, *([] if self._open is None else [self._open])]
+        self._ended = [spike for spike in self._ended if spike.back is None]  # what is back is told once
+        found = [self._told(spike, view, departures) for spike in followed if spike.confirmed]
+        return [finding for finding in found if finding is not None]
+
+    def _told(self, spike: _Spike, view: View, departures: Departures) -> Finding | None:
         if spike.moved is None:
             self._explain(spike, view, departures)
         finding = _finding(spike, view)
@@ -288,19 +267,13 @@ def _finding(spike: _Spike, view: View) -> Finding:
     first = moved[0] if moved else None
     if severity == "info" or not made_it_rise(by_rate, view.lr, spike.onset):
         by_rate = None  # nothing to repair, or another rate by now
-    back = "" if spike.ended is None else f" It was back at step {spike.ended}."
-    if math.isfinite(spike.level):
-        back = (
-            f" It did not come back: the last few losses had a median of {spike.level:.4g} at step {spike.ended}, and "
-            f"of {view.loss.now:.4g} at step {view.step}."
-        )
     return Finding(
         rule=RULE,
         severity=severity,
         status="fired",
         claim=(
             f"The loss jumped at step {spike.onset} from {spike.usual:.4g} to {spike.peak:.4g} at most, "
-            f"{spike.excess:.3g} standard deviations above its median.{back} {_why(spike)}"
+            f"{spike.excess:.3g} standard deviations above its median.{_end(spike, view.loss)} {_why(spike)}"
         ),
         where={"first": first["site"], "last": first["site"]} if first else {},
         evidence={
@@ -313,6 +286,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
             "learning_rate": spike.raised,
             "update_ratio": spike.step or None,
             "ended_at": spike.ended,
+            "back_at": spike.back,
             "stays_at": None if math.isnan(spike.level) else spike.level,
             "explained_by": "baseline" if caused else None,
             "tests": {"steps_above_the_start": spike.lasting},
@@ -334,6 +308,18 @@ def _finding(spike: _Spike, view: View) -> Finding:
         remedies=() if by_rate is None else (rate_proposal(view.lr, by_rate["from"]),),
         source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",
     )
+
+
+def _end(spike: _Spike, loss: LossBaseline) -> str:
+    """Say whether the loss came back, and when; "" while that is open."""
+    if math.isnan(spike.level):
+        return "" if spike.back is None else f" It was back at step {spike.back}."
+    stayed = f"the last few losses had a median of {spike.level:.4g} at step {spike.ended}"
+    if spike.back is not None:
+        return f" It stayed up: {stayed}. It was back at step {spike.back}."
+    last = loss.latest[-1][0]
+    later = "" if last == spike.ended else f", and the last {len(loss.latest)} one of {loss.recent:.4g} at step {last}"
+    return f" It did not come back: {stayed}{later}."
 
 
 def _reference(view: View) -> str:
