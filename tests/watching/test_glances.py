@@ -312,6 +312,6 @@ def test_optimizers_that_take_turns_lose_no_updates():
                 optimizer.zero_grad()
             model(x := torch.randn(16, 4)).sub(x.sum(1, keepdim=True)).square().mean().backward()
             (one if step % 2 == 0 else other).step()
-    assert all(math.isfinite(float(sample.values["update_ratio"][-1])) for sample in watch.samples)
-    assert float(watch.samples[2].values["update_ratio"][-1]) == 0.0, "its optimizer rested"
+    for sample in watch.samples:  # an update that was not made, as an optimizer rested, is none of 0
+        assert sample.values["update_ratio"].isnan()[[0, -1]].tolist() == [sample.step % 2 == 1, sample.step % 2 == 0]
     assert alarms(watch) == []

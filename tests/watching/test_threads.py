@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.watching.by_hand import agree, by_hand, data, loss_of, make, sgd, train, watch
 
+from levada.watching.own import OwnPasses
 from levada.watching.script import Watches
 
 
@@ -213,3 +214,18 @@ def test_models_of_two_threads_that_a_script_trains_are_found_one_after_the_othe
         Turns().run(*(lambda wait, model=model: train(model, sgd(model), data(2)) for model in models))
     assert found == [0, 1]
     assert not both.is_set()
+
+
+def test_the_thread_that_updates_is_heard_though_another_ran_the_model():
+    own = OwnPasses()
+    own.open()
+    forward = threading.Thread(target=own.follow)
+    forward.start()
+    forward.join()
+    assert own.called_here()  # it opened the watch
+    other = threading.Thread(target=own.updated)
+    other.start()
+    other.join()
+    assert not own.called_here()
+    own.updated()
+    assert own.called_here()

@@ -9,6 +9,9 @@ import torch.onnx.utils
 from tests.watching.by_hand import Net, agree, by_hand, data, loss_of, sgd, watch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import _disable_current_modes
+
+from levada.watching.tracing import symbolic
 
 X = data(1)[0]
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -131,6 +134,49 @@ def test_scripting_is_as_it_was_when_the_last_watch_is_closed():
     torch.jit.script(model)
     second.close()
     assert recursive.create_script_module is before
+
+
+def test_scripting_that_someone_wrapped_again_is_left_to_them():
+    recursive, model = torch.jit._recursive, make()
+    before = recursive.create_script_module
+    first = watch(model, sgd(model))
+    ours = recursive.create_script_module
+
+    def theirs(*args, **kwargs):
+        return ours(*args, **kwargs)
+
+    recursive.create_script_module = theirs
+    try:
+        first.close()
+        assert recursive.create_script_module is theirs
+        assert torch.equal(torch.jit.script(model)(X), model(X))
+    finally:
+        recursive.create_script_module = ours
+    watch(model, sgd(model)).close()
+    assert recursive.create_script_module is before
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [torch.fx.symbolic_trace, lambda model: torch.export.export(model, (X,), strict=False)],
+    ids=["fx", "export"],
+)
+def test_what_tracers_run_is_symbolic_whatever_modes_are_on(trace):
+    inside = []
+
+    class Asking(torch.nn.Module):
+        def forward(self, x):
+            inside.append(symbolic())
+            with _disable_current_modes():
+                inside.append(symbolic())
+            return x + 1
+
+    model = Asking()
+    model(X)
+    assert inside == [False, False]
+    trace(model)
+    assert len(inside) > 2
+    assert all(inside[2:])
 
 
 def test_hooks_that_do_more_than_measure_are_compiled_with_the_model():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
+from benchmarks.watch_verdicts.synthetic import Synthetic
 from torch import Tensor, nn
 
 import levada
 from levada.watching.judged import standing_of
+from levada.watching.uncleared import Uncleared
 
 
 def _network() -> nn.Sequential:
@@ -96,6 +99,58 @@ def _another(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[]
 @pytest.mark.parametrize("step", [_none, _zeros, _late, _data, _parts, _another])
 def test_gradients_that_are_cleared_in_whatever_way_are_not(step: Callable[..., None]) -> None:
     assert _piled(_watched(step)) == []
+
+
+@pytest.mark.parametrize("period", [2, 7, 25])
+def test_gradients_that_are_cleared_too_rarely_are_told_of(period: int) -> None:
+    made = itertools.count()
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+        if next(made) % period == 0:
+            optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    watch = _watched(step, 100)
+    (finding,) = [one for one in watch.findings if one.rule == "accumulated_gradients"]
+    assert finding.status == "fired"  # and not taken back where a run has just ended
+    assert finding.evidence["of"] >= finding.evidence["steps_with_old_gradients"] >= 8
+    last, counted = watch.samples[-1].step, watch.samples[-1].scalars["uncleared_steps"]
+    assert counted == sum(step % period > 0 for step in range(max(0, last - 63), last + 1))
+
+
+def test_gradients_that_were_not_added_to_are_not_counted() -> None:
+    layer = nn.Linear(1, 1)
+    looking = Uncleared([torch.optim.SGD(layer.parameters(), lr=0.1)])
+    layer(torch.ones(1)).sum().backward()
+    for _ in range(10):  # each step makes the same update again
+        looking.before()
+        looking.after(changed=False)
+        looking.updated(layer.parameters())
+    assert (looking.run, looking.steps, looking.of) == (0, 0, 10)
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(2.5, "error"), (0.1, "warn")])
+def test_it_is_an_error_where_the_loss_suffers(loss: float, severity: str) -> None:
+    def edit(step: int, values: object, scalars: dict[str, float], losses: list[tuple[int, float]]) -> None:
+        scalars["uncleared_steps"] = 20.0
+        losses[:] = [(at, loss if at > 40 else 2.3) for at, _ in losses]
+
+    run = Synthetic()
+    run.run(40, edit)
+    (finding,) = [one for one in run.judge.findings if one.rule == "accumulated_gradients"]
+    assert finding.severity == severity
+
+
+def test_a_part_that_alone_is_optimised_may_lie_between_others_that_keep_theirs() -> None:
+    net, x = _network(), torch.randn(16, 4)
+    optimizer = torch.optim.SGD(net[2].parameters(), lr=0.01)
+    with levada.watch(net, optimizer, every=4) as watch:
+        for _ in range(60):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    assert _piled(watch) == []
 
 
 def test_parameters_that_no_optimizer_holds_may_keep_theirs() -> None:

@@ -137,6 +137,7 @@ class Silence:
         run: how many samples in a row have been zero so far.
         last: what each was when it was other than zero last; NaN where it never was.
         sure: how many samples in a row, looks between them left out, found a run that chance does not explain.
+        heard: how many samples were other than zero.
 
     Example:
         >>> silence = Silence(1)
@@ -151,20 +152,20 @@ class Silence:
         self.last = torch.full((columns,), math.nan, dtype=torch.float64)
         self.sure = torch.zeros(columns, dtype=torch.long)
         self._zeros = torch.zeros(columns, dtype=torch.long)
-        self._counted = torch.zeros(columns, dtype=torch.long)
+        self.heard = torch.zeros(columns, dtype=torch.long)
 
     @property
     def chance(self) -> Tensor:
         """How likely a run of zeros as long as the present one is; 1 where there is none."""
-        zeros, count, run = self._zeros.double(), self._counted.double(), self.run.double()
+        zeros, count, run = self._zeros.double(), (self._zeros + self.heard).double(), self.run.double()
         log = torch.lgamma(zeros + 1 + run) - torch.lgamma(zeros + 1)
         log = log + torch.lgamma(count + 2) - torch.lgamma(count + 2 + run)
-        return torch.where(self._counted == 0, 0.5**run, log.exp())
+        return torch.where(self.heard == 0, 0.5**run, log.exp())
 
     @property
     def ever(self) -> Tensor:
         """Whether a signal has ever been other than zero."""
-        return self._counted > 0
+        return self.heard > 0
 
     def add(self, values: Tensor, *, look: bool = False) -> None:
         """Take one sample, or a look between samples.
@@ -175,7 +176,7 @@ class Silence:
         """
         zero, other = values == 0, values.abs() > 0
         self._zeros += torch.where(other, self.run, 0)
-        self._counted += torch.where(other, self.run + 1, 0)
+        self.heard += other
         self.last = torch.where(other, values.double(), self.last)
         self.run = torch.where(zero, self.run + 1, torch.where(other, 0, self.run))
         self.sure = torch.where(self.run == 0, 0, self.sure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
 
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 __all__ = ["LEAST", "Uncleared", "state_of"]
 
 LEAST: Final = 8
-"""Steps in a row, before their gradients are looked at, and from which on they are told of."""
+"""Steps, before their gradients are looked at, and from which on they are told of."""
+
+LATEST: Final = 64
+"""Steps among which those are counted: a loop that clears now and then has runs that end before a sample sees them."""
 
 
 def state_of(gradient: Tensor | None) -> tuple[int, int]:
@@ -25,20 +29,21 @@ def state_of(gradient: Tensor | None) -> tuple[int, int]:
 
 @final
 class Uncleared:
-    """Counts the steps in a row whose backward passes added to gradients that an update had used already.
+    """Counts the steps, of the last 64, whose backward passes added to gradients that an update had used already.
 
     Between the end of a step and the first backward pass after it, a loop that clears gradients takes them away or
-    writes to them. Those of a few parameters are compared, without a look at their numbers. At the eighth step in a row
-    their numbers are looked at once: a loop may fill them with zeros behind autograd's back, and then nothing is said
-    of it any more. What a backward pass of another model's step adds, as a generator's, is cleared before this one's
-    own, and does not count.
+    writes to them. Those of a few parameters are compared, without a look at their numbers. At the eighth such step of
+    the run, and whenever there are twice as many, their numbers are looked at: a loop may fill them with zeros behind
+    autograd's back, and then nothing is said of it any more. Gradients that are accumulated over several backward
+    passes are used by one step, and count as soon as a second one finds them. What a backward pass of another model's
+    step adds, as a generator's, is cleared before this one's own, and does not count.
 
     Args:
         optimizers: the watch's. Where there are several, one may rest while gradients pile up that it clears before it
             uses them: nothing is counted then.
 
     Attributes:
-        steps: how many there are; 0 as well if it cannot be told.
+        run: how many there are in a row, up to the last step; 0 as well if it cannot be told.
 
     Example:
         >>> import torch
@@ -49,24 +54,38 @@ class Uncleared:
         ...     layer(torch.ones(1)).sum().backward()
         ...     looking.after(changed=True)
         ...     looking.updated(layer.parameters())
-        >>> looking.steps
-        9
+        >>> looking.run, looking.steps, looking.of
+        (9, 9, 10)
     """
 
     def __init__(self, optimizers: Sequence[Any]) -> None:
-        self.steps = 0
+        self.run = 0
+        self._latest: deque[bool] = deque(maxlen=LATEST)
+        self._count = 0  # of the whole run
+        self._look = LEAST
         self._optimizers = optimizers
         self._over = False
         self._whole = False  # whether this step's gradients hold those of the last
         self._left: list[tuple[weakref.ref[nn.Parameter], tuple[int, int]]] = []  # as the last update left them
+
+    @property
+    def steps(self) -> int:
+        """How many of the last steps there are."""
+        return sum(self._latest)
+
+    @property
+    def of(self) -> int:
+        """Of how many steps."""
+        return len(self._latest)
 
     def before(self) -> None:
         """Look at gradients before the first backward pass of a step."""
         self._whole = bool(self._left) and all(
             (p := held()) is not None and state_of(p.grad) == then for held, then in self._left
         )
-        if self._whole and self.steps + 1 == LEAST and not self._used():
-            self._over, self._whole = True, False
+        if self._whole and self._count + 1 >= self._look:
+            self._look *= 2
+            self._over = not self._used()
 
     def after(self, *, changed: bool) -> None:
         """Hear of a backward pass of this step.
@@ -87,9 +106,12 @@ class Uncleared:
             parameters: a few of those that the backward pass reached.
         """
         if self._over or len(self._optimizers) != 1:
-            self.steps = 0
+            self.run = 0
+            self._latest.clear()
             return
-        self.steps = self.steps + 1 if self._whole else 0
+        self.run = self.run + 1 if self._whole else 0
+        self._count += self._whole
+        self._latest.append(self._whole)
         self._whole = False
         self._left = [(weakref.ref(p), state_of(p.grad)) for p in parameters if p.grad is not None]
 

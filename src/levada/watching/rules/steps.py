@@ -14,7 +14,7 @@ from levada.diagnose.finding import Finding, Proposal
 from levada.watching.baseline import LossBaseline
 from levada.watching.overshot import lower_rate, rate_proposal
 from levada.watching.rules.depth import LARGE, NEGLIGIBLE, RISEN
-from levada.watching.uncleared import LEAST
+from levada.watching.uncleared import LATEST, LEAST
 from levada.watching.view import MANY, View, at_rest, loss_falls, values_of
 
 __all__ = [
@@ -304,14 +304,15 @@ def _lower(view: View, moved: float) -> tuple[Proposal, ...]:
 
 
 def accumulated_gradients(view: View) -> Iterable[Finding]:
-    """Step after step, gradients that an update had used already were added to, and used again.
+    """Again and again, gradients that an update had used already were added to, and used again.
 
-    It is counted as `Uncleared` says, where one optimizer is watched, and told from eight steps in a row. It is an
-    error where the loss suffers: it has given back a quarter of what was learned, or has not come below its start.
+    It is counted as `Uncleared` says, where one optimizer is watched, and told from eight of the last 64 steps. It is
+    an error where the loss suffers: it has given back a quarter of what was learned, or has not come below its start.
     """
     steps = int(float(view.sample.scalars.get("uncleared_steps", 0.0)))
     if steps < LEAST:
         return
+    of = max(steps, min(view.loss.steps, LATEST))
     names, loss = view.blocks.names, view.loss
     suffers = view.given_back >= RISEN or view.nothing_learned
     yield Finding(
@@ -319,18 +320,18 @@ def accumulated_gradients(view: View) -> Iterable[Finding]:
         severity="error" if suffers else "warn",
         status="fired",
         claim=(
-            f"On {steps} steps in a row, up to step {view.step}, the gradients of the step before were still there "
-            "when the next ones arrived, and were added to."
+            f"On {steps} of the last {of} steps, up to step {view.step}, the gradients that the step before had used "
+            "were still there when the next ones arrived, and were added to."
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
             "steps_with_old_gradients": steps,
-            "of": steps,
+            "of": of,
             "reference": "gradients that are zero or absent when the first of a step arrives",
             "explained_by": "place",
             "tests": {"loss": {"start": loss.start, "best": loss.best, "now": loss.now}},
         },
-        consequence="The steps follow the sum of all gradients since the start, which grows and is out of date.",
+        consequence="The steps follow the sum of all gradients since these were last cleared, much of it out of date.",
         falsify="Print a gradient before each first backward pass of a step: if it is zero or None, this is wrong.",
         remedies=(Proposal("zero_grad", "optimizer.zero_grad()  # before loss.backward(), in every step"),),
         source="torch.Tensor.backward adds to .grad",

@@ -12,6 +12,7 @@ from torch import Tensor
 from levada.diagnose.finding import Finding, Severity
 from levada.watching.baseline import BY_CHANCE
 from levada.watching.places import original, plain_name
+from levada.watching.reading import plain
 from levada.watching.rules.depth import LARGE
 from levada.watching.sample import Sample
 from levada.watching.view import View, at_rest, loss_falls, values_of
@@ -44,11 +45,14 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     optimizer's step does not move; it is a warning where something moves them all the same, as weight decay does. One
     block alone without a gradient may be a head whose task has a rest: it is a warning if it had a gradient before and
     is not part of the graph now, and information if it never had one, or if the gradient that arrives is zero, as with
-    a term of the loss that has weight 0. A block that rests now and then, by chance or because a router leaves it out,
-    is none: its zeros must be more in a row than its own habit explains. Nor is one whose weights move between the
-    samples. One that no forward pass reached was not asked to learn: that it once was is information.
+    a term of the loss that has weight 0. It is information too if none of the blocks that get a gradient had one
+    before, as where a probe follows a pretraining. A block that rests now and then, by chance or because a router
+    leaves it out, is none: its zeros must be more in a row than its own habit explains. Nor is one whose weights move
+    between the samples. One that no forward pass reached was not asked to learn: that it once was is information.
 
-    If no block gets any gradient, while the loss is neither at rest nor falls, that is said of them all.
+    If no block gets any gradient, while the loss is neither at rest nor falls, that is said of them all. It is
+    information where parameters outside of those blocks get one, or may: a probe of what they learned, in a part of
+    the model that did not run when the blocks were found.
     """
     yield from _asked_no_more(view)
     gradient, update = view["weight_gradient_rms"], view["update_ratio"]
@@ -68,14 +72,15 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     if whole and after and float(view["gradient_rms"][hit[-1]].nan_to_num(0.0)) == 0.0:
         if float(gradient[after[0]]) < ALIVE:
             return  # it vanished by and by
-        apart = _apart(view, hit)
-        severity: Severity = "info" if apart is False else "warn" if bool((update[hit] > 0).any()) else "error"
-        yield _cut(view, names[hit[-1]], [names[i] for i in hit], bool((update[hit] > 0).any()), severity, apart)
+        apart, moved = _apart(view, hit), bool((update[hit] > 0).any())
+        meant = apart is False or _follow(view, others, hit)
+        severity: Severity = "info" if meant else "warn" if moved else "error"
+        yield _cut(view, names[hit[-1]], [names[i] for i in hit], moved, severity, apart, others)
         return
     for i in hit:
         apart = _apart(view, [i])
-        told = bool(view.silence.ever[i]) and apart is not False
-        yield _cut(view, names[i], [names[i]], bool(update[i] > 0), "warn" if told else "info", apart)
+        told = bool(view.silence.ever[i]) and apart is not False and not _follow(view, others, [i])
+        yield _cut(view, names[i], [names[i]], bool(update[i] > 0), "warn" if told else "info", apart, others)
 
 
 def _asked_no_more(view: View) -> Iterable[Finding]:
@@ -109,14 +114,18 @@ def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
     moves = bool((view["update_ratio"][hit] > 0).any())
     if not loss.ready or loss_falls(view) is not False or at_rest(view):
         return
+    never = view.nothing_learned and not moves and not bool(view.silence.ever[hit].any())
+    others = _others_learn(view, hit)
+    severity: Severity = "info" if others is not False else "error" if never else "warn"
+    besides = "" if others is False else " Other parameters get one." if others else " Of others it is not known."
     yield Finding(
         rule="frozen_layers",
-        severity="error" if view.nothing_learned and not moves and not bool(view.silence.ever[hit].any()) else "warn",
+        severity=severity,
         status="fired",
         claim=(
-            f"No gradient reaches the weights of any block: it was exactly zero in all {len(hit)} the last "
-            f"{int(view.silence.run[hit].amin())} times they were looked at, and the loss, {loss.now:.4g}, does not "
-            "fall."
+            f"No gradient reaches the weights of {'any block' if others is False else f'{len(hit)} blocks'}: it was "
+            f"exactly zero in all {len(hit)} the last {int(view.silence.run[hit].amin())} times they were looked at, "
+            f"and the loss, {loss.now:.4g}, does not fall.{besides}"
         ),
         where={"first": names[hit[0]], "last": names[hit[-1]]},
         evidence={
@@ -126,10 +135,32 @@ def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
             "explained_by": "theory",
             "tests": {"weights_move": moves, "loss": {"start": loss.start, "best": loss.best, "now": loss.now}},
         },
-        consequence="The run ends where it is: nothing of the loss reaches what is trained, or all of it underflows.",
+        consequence=(
+            "The run ends where it is: nothing of the loss reaches what is trained, or all of it underflows."
+            if others is False
+            else "Nothing is wrong if they are meant to rest, as under a probe of what they learned."
+        ),
         falsify="After loss.backward(), look at .grad of the parameters: one that is not zero shows this wrong.",
         source="torch.autograd: a tensor made under no_grad, by detach or from .data carries no gradient",
     )
+
+
+def _follow(view: View, others: list[int], hit: list[int]) -> bool:
+    """Return whether others had no gradient before those blocks had their last: one training has followed another."""
+    silence = view.silence
+    return bool(silence.ever[hit].all()) and int(silence.heard[others].amax()) <= int(silence.run[hit].amin())
+
+
+def _others_learn(view: View, hit: list[int]) -> bool | None:
+    """Return whether a parameter outside of these blocks has a gradient that is not zero; None if it may have had."""
+    if view.model is None:
+        return False
+    names = {name for i in hit for name in view.blocks.sites[i].parameters}
+    asking = [(name, p) for name, p in original(view.model).named_parameters() if p.requires_grad]
+    others = [p for name, p in asking if plain_name(name) not in names]
+    if any(p.grad is not None and bool(plain(p.grad).any()) for p in others):
+        return True
+    return None if others and all(p.grad is None for _, p in asking) else False
 
 
 def _apart(view: View, hit: list[int]) -> bool | None:
@@ -158,11 +189,24 @@ def _moved_between(view: View) -> Tensor:
     return (steps.amax(0) == 0) & ((before - now).abs() > 0)
 
 
-def _cut(view: View, name: str, blocks: list[str], moved: bool, severity: Severity, apart: bool | None) -> Finding:
-    if apart:
+def _cut(
+    view: View, name: str, blocks: list[str], moved: bool, severity: Severity, apart: bool | None, others: list[int]
+) -> Finding:
+    if _follow(view, others, [view.blocks.names.index(one) for one in blocks]):
+        why = ", which had none before: one training has followed another, as a probe of what they learned."
+    elif apart:
         why = ": on these steps the loss does not depend on it."
     elif apart is False:
-        why = ". Autograd reached them: what they were given was zero on these steps, or what came back to them."
+        back = view["gradient_rms"][[view.blocks.names.index(one) for one in blocks]]
+        it, gives = ("it", "it gives") if len(blocks) == 1 else ("them", "they give")
+        what = (
+            f"a gradient came back to what {gives}, so that it was lost inside of {it}, as behind a gate that is zero, "
+            "or set to zero between the backward pass and the update."
+            if bool((back > 0).all())
+            else f"what was given to {it} was zero on these steps, or what came back to {it}, or the gradient was set "
+            "to zero before the update."
+        )
+        why = f". Autograd reached {it}: {what}"
     else:
         why = "."
     span = name if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"

@@ -1,0 +1,79 @@
+"""Blocks that get no gradient, beside parameters that do: what is said of them holds, and no more than that."""
+
+import torch
+from torch import nn
+
+import levada
+
+
+class Encoder(nn.Module):
+    """An autoencoder, and a head that runs only once it has been trained."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(2)))
+        self.decoder = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 1)
+
+
+def pretrained(head_is_measured, then):
+    """Train the autoencoder, and then what `then` says; its target is nothing that could be predicted."""
+    model = Encoder()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with levada.watch(model, optimizer, every=4, max_overhead=1e9) as watch:
+        for step in range(260):
+            x = torch.randn(8, 4)
+            hidden = model.encoder(x)
+            if step < 80:
+                loss = (model.decoder(hidden) - x).square().mean()
+            else:
+                head = model.head if head_is_measured else lambda h: nn.functional.linear(h, *model.head.parameters())
+                loss = then(head, hidden, torch.randn(8, 1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return [f for f in watch.findings if f.rule == "frozen_layers" and "No gradient reaches" in f.claim]
+
+
+def probe(head, hidden, target):
+    return (head(hidden.detach()) - target).square().mean()
+
+
+def lost(head, hidden, target):
+    return target.square().mean() + 0.0 * hidden.sum()
+
+
+def test_a_probe_behind_a_pretraining_is_no_run_that_gets_no_gradient():
+    found = pretrained(False, probe)
+    assert {f.severity for f in found} == {"info"}
+    assert "No gradient reaches the weights of 2 blocks" in found[-1].claim
+    assert "Other parameters get one." in found[-1].claim
+    found = pretrained(False, lost)
+    assert {f.severity for f in found} == {"warn"}
+    assert "No gradient reaches the weights of any block" in found[-1].claim
+
+
+def test_what_gets_a_gradient_only_since_has_followed_and_cut_nothing():
+    (found,) = pretrained(True, probe)
+    assert (found.severity, found.where["first"]) == ("info", "encoder.1")
+    assert "though others get one, which had none before: one training has followed another" in found.claim
+
+
+def test_gradients_that_are_set_to_zero_behind_the_backward_pass_came_back_all_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(4)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
+        for step in range(50):
+            x = torch.randn(8, 4)
+            optimizer.zero_grad()
+            (model(x) - x).square().mean().backward()
+            for parameter in model[:2].parameters() if step > 20 else ():
+                parameter.grad.zero_()
+            optimizer.step()
+    found = [f for f in watch.findings if f.rule == "frozen_layers"]
+    assert [(f.severity, f.where["first"]) for f in found] == [("info", "0"), ("info", "1")]
+    for finding in found:
+        assert "a gradient came back to what it gives" in finding.claim
+        assert "set to zero between the backward pass and the update" in finding.claim
