@@ -11,10 +11,10 @@ from torch import nn
 import levada
 from levada.runs import Run
 from levada.runs.standing import EVENT
-from levada.watching.baseline import Silence
 from levada.watching.between import Between
 from levada.watching.glances import Glances
 from levada.watching.ledger import Ledger
+from levada.watching.silence import Silence
 from levada.watching.view import Blocks
 
 

@@ -13,8 +13,8 @@ from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching import Sample
 from levada.watching.account import report
-from levada.watching.baseline import Silence
 from levada.watching.judge import Judge
+from levada.watching.silence import Silence
 
 
 def at(signal, site, factor):

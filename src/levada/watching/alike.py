@@ -10,8 +10,8 @@ from typing import Any, Final, TypeAlias, final
 import torch
 from torch import Tensor
 
-from levada.watching.baseline import Silence
 from levada.watching.sample import Sample
+from levada.watching.silence import Silence
 
 __all__ = ["ALIKE", "Alike", "Rows"]
 

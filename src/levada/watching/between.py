@@ -9,11 +9,11 @@ from typing import Any, Final, final
 
 from torch import nn
 
-from levada.watching.baseline import BY_CHANCE, Silence
 from levada.watching.frozen import RULE as FROZEN
 from levada.watching.frozen import Frozen
 from levada.watching.glances import Glances
 from levada.watching.ledger import Ledger
+from levada.watching.silence import BY_CHANCE, Silence
 from levada.watching.telling import warn
 from levada.watching.unoptimised import RULE, Unoptimised
 from levada.watching.view import Blocks

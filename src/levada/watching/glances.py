@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from levada._errors import require_at_least
 from levada.stacking import parameters_of
-from levada.watching.baseline import BY_CHANCE, Silence
 from levada.watching.places import original, plain_name
+from levada.watching.silence import BY_CHANCE, Silence
 from levada.watching.transfer import OnItsWay
 from levada.watching.view import Blocks
 

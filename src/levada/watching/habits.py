@@ -8,9 +8,9 @@ from typing import final
 import torch
 
 from levada.watching.alike import Rows
-from levada.watching.baseline import Silence
 from levada.watching.rules.units import DEAD, squashed
 from levada.watching.sample import WATCHED, Sample
+from levada.watching.silence import Silence
 from levada.watching.view import values_of
 
 __all__ = ["Habits"]

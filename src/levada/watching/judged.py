@@ -8,10 +8,10 @@ from typing import Final, Literal, TypeAlias
 
 from levada.diagnose.finding import Finding
 from levada.runs.standing import Standing
-from levada.watching.baseline import BY_CHANCE
 from levada.watching.glances import missed
 from levada.watching.judge import Judge
 from levada.watching.rules.steps import AT_ONCE, stays_up
+from levada.watching.silence import BY_CHANCE
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import UPDATES

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site, Trace
 from levada.watching.alike import Rows
-from levada.watching.baseline import ZERO, Baseline, LossBaseline, Silence, octaves
+from levada.watching.baseline import ZERO, Baseline, LossBaseline, octaves
 from levada.watching.places import original, plain_name
 from levada.watching.sample import Sample
+from levada.watching.silence import Silence
 
 __all__ = ["ADAPTIVE", "COMPARED", "MANY", "Blocks", "View", "at_rest", "loss_falls", "membership", "rate_of", "rests"]
 

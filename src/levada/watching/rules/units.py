@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from levada.diagnose.finding import Finding, Severity
-from levada.watching.baseline import BY_CHANCE
 from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
 from levada.watching.rules.depth import LARGE
 from levada.watching.sample import Sample
+from levada.watching.silence import BY_CHANCE
 from levada.watching.view import View, at_rest, loss_falls, values_of
 
 __all__ = ["dead_units", "frozen_layers", "saturated_activation", "squashed"]
