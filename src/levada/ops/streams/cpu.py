@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from levada.ops._define import empty_like, import_kernels
@@ -48,6 +49,13 @@ def _loops(*tensors: Tensor | None) -> ModuleType | None:
 
 
 def _arrays(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> list[Tensor]:
-    # What all tokens have in one place loops read there again: nothing is copied.
     given = weights, weights.unsqueeze(-1) if mix is None else mix
-    return [state.contiguous(), out.contiguous(), *(x if x.stride(0) == 0 else x.contiguous() for x in given)]
+    return [state.contiguous(), out.contiguous(), *map(_in_place, given)]
+
+
+def _in_place(x: Tensor) -> Tensor:
+    """Return weights that loops can read: what all tokens have in one place is copied once, and read there again."""
+    if x.stride(0) != 0:
+        return x.contiguous()
+    # It may be a parameter's own memory, which would never again be given up for a shard once NumPy has seen it.
+    return x[:1].clone(memory_format=torch.contiguous_format).expand(x.shape)
