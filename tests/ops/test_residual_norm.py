@@ -1,6 +1,7 @@
 """A residual connection with its norm against PyTorch's own: values, derivatives of any order, types, bad input."""
 
 import importlib.util
+from itertools import product
 
 import pytest
 import torch
@@ -195,14 +196,13 @@ def test_the_reference_of_the_backward_pass_is_that_of_autograd():
 
 
 @pytest.mark.parametrize("affine", [0, 1, 2, "bias"])
-@pytest.mark.parametrize("centred", [True, False])
-def test_few_elements_are_normalised_by_pytorch_itself(centred, affine, monkeypatch):
+def test_few_elements_are_normalised_by_pytorch_itself(affine, monkeypatch):
     calls = []
     real = module.differentiable_residual_norm
     monkeypatch.setattr(module, "differentiable_residual_norm", lambda *given: calls.append(1) or real(*given))
     tensors = arguments(5, 64, affine=2 if affine == "bias" else affine)
     tensors, named = (tensors[:2], {"bias": tensors[3]}) if affine == "bias" else (tensors, {})
-    options = {"centred": centred, "eps": 0.01, **named}
+    options = {"eps": 0.01, **named}
     expected = derivatives(residual_norm, tensors, cotangents(5, 64), **options)
     assert len(calls) == 1
     monkeypatch.setitem(module.TORCH_BELOW, "elements", 5 * 64 + 1)
@@ -214,3 +214,24 @@ def test_few_elements_are_normalised_by_pytorch_itself(centred, affine, monkeypa
     monkeypatch.setitem(module.TORCH_BELOW, "elements", 5 * 64 + 1)
     residual_norm(tensors[0], tensors[1].float(), *tensors[2:], **options)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("below", [0, 2**17], ids=["ours", "PyTorch's"])
+def test_derivatives_of_second_and_third_order_in_any_nesting(centred, below, monkeypatch):
+    """PyTorch's own layer norm gives wrong ones."""
+    monkeypatch.setitem(module.TORCH_BELOW, "elements", below)
+    state, out, weight, bias = arguments(1, 3)
+
+    def by_plain_operations(y, weight):
+        m = y.mean(-1, keepdim=True) if centred else 0
+        return (y - m) / ((y - m).square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+    def ours(y, weight):
+        return residual_norm(y, out, weight, bias, centred=centred)[1]
+
+    for outer, inner in product([torch.func.jacfwd, torch.func.jacrev], repeat=2):
+        got = outer(inner(ours))(state, weight)
+        torch.testing.assert_close(got, outer(inner(by_plain_operations))(state + out, weight), rtol=1e-9, atol=1e-9)
+    third = [torch.func.jacrev(torch.func.jacrev(torch.func.jacrev(f))) for f in (ours, by_plain_operations)]
+    torch.testing.assert_close(third[0](state, weight), third[1](state + out, weight), rtol=1e-8, atol=1e-8)

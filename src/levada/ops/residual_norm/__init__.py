@@ -15,7 +15,7 @@ from levada.ops.residual_norm.autograd import differentiable_residual_norm
 __all__ = ["TORCH_BELOW", "residual_norm"]
 
 TORCH_BELOW: Final = {"elements": 2**17}
-"""Elements below which PyTorch's own norm, after an addition, takes less time on a CPU than one pass over memory."""
+"""Elements below which PyTorch's own RMS norm, after an addition, is faster on a CPU than one pass over memory."""
 
 
 def residual_norm(
@@ -36,8 +36,8 @@ def residual_norm(
     computed in float32, or float64, whatever autocast says. Kernels keep y alone for the backward pass. Derivatives
     exist of any order, backward and, outside of what is compiled, forward.
 
-    The device chooses the kernel: on a CPU, for float32 and float64, PyTorch's own norm below 2^17 elements, and else
-    loops that Numba compiles, where `levada[cpu]` is installed; Triton's on a GPU, up to 16,384 channels; else the
+    The device chooses the kernel: on a CPU, for float32 and float64, PyTorch's own RMS norm below 2^17 elements, and
+    else loops that Numba compiles, where `levada[cpu]` is installed; Triton's on a GPU, up to 16,384 channels; else the
     reference, with a warning if it is for the width.
 
     Args:
@@ -81,8 +81,8 @@ def residual_norm(
             )
     if not eps >= 0:
         raise UsageError(f"residual_norm: eps must be at least 0, got {eps!r}. It is added to a mean square.")
-    if _by_torch(state, out, weight, bias):
-        return _with_torch(state + out, weight, bias, centred, eps)
+    if not centred and _by_torch(state, out, weight, bias):
+        return _with_torch(state + out, weight, bias, eps)
     width = state.shape[-1]
     rows = [x.reshape(state.shape[:-1].numel(), width) for x in (state, out)]
     new, normed = differentiable_residual_norm(*rows, weight, bias, centred, eps)
@@ -90,17 +90,16 @@ def residual_norm(
 
 
 def _by_torch(state: Tensor, out: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Return whether PyTorch's own norm does the same, and faster; the compiler is shown the operation."""
+    """Return whether PyTorch's own RMS norm does the same, and faster; the compiler is shown the operation.
+
+    Its layer norm is faster too, and wrong in derivatives of second order forward, and of third.
+    """
     if state.device.type != "cpu" or state.dtype not in TYPES or torch.compiler.is_compiling():
         return False
     alike = all(x is None or x.dtype == state.dtype for x in (out, weight, bias))
     return alike and 0 < state.numel() < TORCH_BELOW["elements"]
 
 
-def _with_torch(
-    new: Tensor, weight: Tensor | None, bias: Tensor | None, centred: bool, eps: float
-) -> tuple[Tensor, Tensor]:
-    if centred:
-        return new, functional.layer_norm(new, new.shape[-1:], weight, bias, eps)
+def _with_torch(new: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     normed = functional.rms_norm(new, list(new.shape[-1:]), weight, eps)
     return new, normed if bias is None else normed + bias

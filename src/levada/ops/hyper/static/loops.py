@@ -39,7 +39,7 @@ def read_backward(by_x, by_new, state, by_state, weights, adds):
     for t in range(tokens):
         for j in range(n):
             w = weights[j]
-            total = w * 0
+            total = by_x.dtype.type(0)
             if adds:
                 for c in range(width):
                     g = by_x[t, c]
