@@ -103,6 +103,7 @@ def by_hand(model, batches, optimizer=None, *, parts=1, dtype=None):
         before = [w.detach().clone() for w in weights]
         gradients = [w.grad.clone() for w in weights]
         optimizer.step()
+        rested = getattr(optimizer, "rested", set())  # ids of parameters whose optimizer made no step
         found.append(
             {
                 "signal_rms": [rms(torch.cat([o[i].detach() for o in boundaries])) for i in range(len(NAMES))],
@@ -110,7 +111,10 @@ def by_hand(model, batches, optimizer=None, *, parts=1, dtype=None):
                 "zero_fraction": [math.nan, *(sum(zeros[i::DEPTH]) / parts for i in range(DEPTH)), math.nan],
                 "weight_rms": [rms(w) for w in before],
                 "weight_gradient_rms": [rms(g) for g in gradients],
-                "update_ratio": [rms(w.detach() - b) / rms(b) for w, b in zip(weights, before, strict=True)],
+                "update_ratio": [
+                    math.nan if id(w) in rested else rms(w.detach() - b) / rms(b)
+                    for w, b in zip(weights, before, strict=True)
+                ],
                 "nonfinite": [0.0] * len(NAMES),
                 "gradient_nonfinite": [0.0] * len(NAMES),
                 "loss": sum(losses),
