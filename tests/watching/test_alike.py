@@ -16,7 +16,8 @@ from levada.watching.sample import Sample
 
 ROW = torch.linspace(-1, 1, 12)
 SAME, DIFFER = ROW.expand(4, 12), torch.arange(48.0).view(4, 12)
-PICTURES = torch.arange(30.0).view(1, 5, 6).expand(4, 5, 6)
+SEQUENCES = torch.arange(30.0).view(1, 5, 6).expand(4, 5, 6)
+PICTURES = SEQUENCES[:, None]
 
 
 @dataclasses.dataclass
@@ -72,8 +73,9 @@ def test_rows_that_differ_are_none(given, targets):
     ("given", "targets"),
     [
         pytest.param([SAME[:1]], 1, id="one row"),
-        pytest.param([PICTURES], None, id="the batch may be another dimension"),
-        pytest.param([PICTURES], 5, id="the batch is another dimension"),
+        pytest.param([SEQUENCES], None, id="the batch may be another dimension"),
+        pytest.param([SEQUENCES], 5, id="the batch is another dimension"),
+        pytest.param([SEQUENCES], 4, id="the first dimension may be time, also where targets have it"),
         pytest.param([torch.arange(20.0).view(1, 4, 5).expand(4, 4, 5)], 4, id="either may be"),
         pytest.param([SAME, torch.zeros(2, 30, dtype=torch.long)], 4, id="with edges"),
         pytest.param([SAME, object()], 4, id="with what is not known"),

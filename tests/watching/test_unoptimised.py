@@ -85,7 +85,7 @@ class Gated(nn.Module):
     def forward(self, x):
         alpha = self.alpha if self.shared is None else self.shared[0]
         y = self.outer(torch.relu(self.inner(x)))
-        return x + alpha * (y.detach() if self.cut else y) + (y if self.aside else 0)
+        return x + alpha * (y.detach() + 0 * y if self.cut else y) + (y if self.aside else 0)
 
 
 def gated(how):
@@ -132,6 +132,30 @@ def test_a_gate_that_closes_nothing_which_is_to_learn_is_no_warning(how):
     said = train(net, [optimizer], steps=100)[0]
     assert [f.severity for f in said] == ([] if how == "frozen" else ["info"])
     assert not said or "gates" not in said[0].evidence
+
+
+@pytest.mark.parametrize("how", ["half of it is zero", "it is large and added", "the blocks have learned"])
+def test_a_parameter_that_is_zero_beside_blocks_that_are_cut_is_no_gate(how, monkeypatch):
+    monkeypatch.setattr(unoptimised, "_NUMBERS", 4)  # of which those of half a scale are the zeros
+    net = gated("each its own")
+    for block in net["blocks"]:
+        block.cut = how != "the blocks have learned"
+        half = torch.arange(8.0) % 2
+        block.alpha = nn.Parameter(half if how == "half of it is zero" else torch.full((), 0.5))
+    added = nn.Parameter(torch.zeros(() if how == "the blocks have learned" else (8,)))
+    if how != "half of it is zero":
+        net.register_parameter("added", added)
+        net.forward = lambda x: net["head"](net["blocks"](x) + added)
+
+    def cut(i):
+        for block in net["blocks"]:
+            block.cut |= i == 30
+
+    left_out = "alpha" if how == "half of it is zero" else "added"
+    optimizer = torch.optim.AdamW([p for n, p in net.named_parameters() if left_out not in n], lr=0.01)
+    said = train(net, [optimizer], act=cut)[0]
+    assert {one.severity for one in said} == {"info"}
+    assert not any("gates" in one.evidence for one in said)
 
 
 @pytest.mark.parametrize("how", ["another optimizer", "by hand", "by data", "both given"])

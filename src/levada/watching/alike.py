@@ -195,6 +195,7 @@ def _along_rows(shape: torch.Size, kind: torch.dtype, targets: int | None) -> bo
     if targets is None:
         return len(shape) == 2
     if shape[0] == targets:
-        return len(shape) < 3 or shape[1] != targets
+        # Of three dimensions the first may be time, and the rows of a batch the second; pictures have channels there.
+        return len(shape) < 3 or (len(shape) == 4 and shape[1] in {1, 3} and shape[1] != targets)
     tokens = not (kind.is_floating_point or kind.is_complex)
     return len(shape) == 2 and tokens and targets % shape[0] == 0

@@ -93,10 +93,11 @@ class Between:
             self._ledger.stand(told, renew=True)
 
     def _starved(self, blocks: Blocks | None, silence: Silence) -> list[str]:
-        """Return the blocks that are trained, and had a gradient of exactly zero for longer than chance explains."""
+        """Return the blocks that are trained, and whose gradient was exactly zero always, longer than by chance."""
         if blocks is None or len(silence.run) != len(blocks.sites):
             return []
-        hit = blocks.trainable & (silence.run >= self._ledger.confirm) & (silence.chance < BY_CHANCE)
+        never = (silence.run >= self._ledger.confirm) & (silence.chance < BY_CHANCE) & ~silence.ever
+        hit = blocks.trainable & never
         return [blocks.names[i] for i in hit.nonzero().flatten().tolist()]
 
     def sampled(self, step: int, blocks: Blocks, silence: Silence) -> None:

@@ -181,15 +181,20 @@ class Unoptimised:
 def _closed(stands: dict[str, _Still], sites: Sequence[Site], starved: Collection[str]) -> dict[str, list[str]]:
     """Return, by parameter that is zero and stands still, the starved blocks that it closes.
 
-    They are its own block, or all of them where it is in none, as one vector of all scales is.
+    They are its own block, or all of them where it is in none, and no larger than one scale for each block.
     """
     inside = {name for site in sites for name in site.parameters}
-    found = {
-        name: [site.name for site in sites if site.name in starved and (name in site.parameters or name not in inside)]
-        for name, still in stands.items()
-        if still.zero
-    }
-    return {name: blocks for name, blocks in found.items() if blocks}
+    found: dict[str, list[str]] = {}
+    for name, still in stands.items():
+        p = still.held()
+        if p is None or not still.zero or (name not in inside and p.numel() > len(sites)):
+            continue
+        those = [
+            site.name for site in sites if site.name in starved and (name in site.parameters or name not in inside)
+        ]
+        if those and not p.any():  # some of its numbers were zero, and now all are looked at
+            found[name] = those
+    return found
 
 
 def some_of(tensor: Tensor | None) -> Tensor:
