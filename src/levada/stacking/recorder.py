@@ -27,17 +27,10 @@ class Recorder:
         stacked: the parameters.
         layers: of one structure.
         kinds: their modules, by the place in a layer.
-        buffers: of all layers, by module and name.
     """
 
-    def __init__(
-        self,
-        stacked: StackedParameters,
-        layers: Sequence[nn.Module],
-        kinds: Sequence[Kind],
-        buffers: Sequence[tuple[nn.Module, str]],
-    ) -> None:
-        self.stacked, self.layers, self.kinds, self.buffers = stacked, layers, kinds, buffers
+    def __init__(self, stacked: StackedParameters, layers: Sequence[nn.Module], kinds: Sequence[Kind]) -> None:
+        self.stacked, self.layers, self.kinds = stacked, layers, kinds
 
     def program(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
         """Return the program of the first layer, after a look at whether it does what the last one does.
@@ -74,9 +67,8 @@ class Recorder:
     ) -> Iterator[tuple[Callable[[Sequence[Tensor]], Sequence[Tensor]], list[Tensor]]]:
         """Give a layer these parameters and copies of its buffers, and hide which one it is."""
         layer: Any = self.layers[place]
-        step = len(self.buffers) // len(self.layers)
-        held = [(m, name, m._buffers[name]) for m, name in self.buffers[place % len(self.layers) * step :][:step]]
-        copies = [None if buffer is None else buffer.clone() for _, _, buffer in held]
+        copies: list[Tensor] = []
+        buffers: list[tuple[nn.Module, dict[str, Any], dict[str, Any], list[Any]]] = []
         tables = [(self.stacked.owners[key][place]._parameters, key[1]) for key, _ in self.stacked.each()]
         before = [kind.states[place].copy() for kind in self.kinds]
         index = layer.connection.__dict__.pop("layer")  # who reads it does not do the same in all layers
@@ -93,9 +85,13 @@ class Recorder:
         try:
             for (table, name), value in zip(tables, own, strict=True):
                 table.install(name, value)  # type: ignore[attr-defined]
-            for (module, name, _), copy in zip(held, copies, strict=True):
-                module._buffers[name] = copy
-            yield run, [copy for copy in copies if copy is not None]
+            for kind in self.kinds:
+                module = kind.modules[place]
+                table, old = module._buffers, dict(module._buffers)
+                table.update({name: None if buffer is None else buffer.clone() for name, buffer in old.items()})
+                copies += (copy for copy in table.values() if copy is not None)
+                buffers.append((module, table, old, [*map(_looks, table.items())]))
+            yield run, copies
         except AttributeError as error:
             if "'layer'" in str(error):
                 raise RecordingError("it does something else in each layer") from None
@@ -104,12 +100,20 @@ class Recorder:
             layer.connection.__dict__["layer"] = index
             for table, name in tables:
                 table.install(name, None)  # type: ignore[attr-defined]
-            for module, name, buffer in held:
-                module._buffers[name] = buffer
+            put = any(
+                module._buffers is not table or [*map(_looks, table.items())] != looks
+                for module, table, _, looks in buffers
+            )
+            for module, table, old, _ in buffers:
+                module._buffers = table
+                table.clear()
+                table.update(old)
             changed = [kind for kind, old in zip(self.kinds, before, strict=True) if not same(kind.states[place], old)]
             for kind, old in zip(self.kinds, before, strict=True) if changed else ():
                 kind.states[place].clear()
                 kind.states[place].update(old)
+        if put:
+            raise RecordingError("it puts another tensor in the place of a buffer")
         if changed:
             raise RecordingError("it changes an attribute of its own")
 
@@ -146,6 +150,12 @@ def _saving_alone() -> contextlib.AbstractContextManager[Any]:
     if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
         return contextlib.nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)
+
+
+def _looks(item: tuple[str, Tensor | None]) -> tuple[Any, ...]:
+    """Return what is another one where somebody has put another tensor, other memory or a graph in a buffer's place."""
+    name, buffer = item
+    return name, id(buffer), *(() if buffer is None else (buffer.requires_grad, buffer.data_ptr(), buffer.shape))
 
 
 def _seed(seed: int, like: Tensor) -> None:

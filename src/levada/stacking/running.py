@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -96,6 +97,7 @@ class _Runner:
         self.alike = all(
             [(n, type(m)) for n, m in tree.items()] == [(n, type(m)) for n, m in trees[0].items()]
             and all(_is_held(module._parameters, i) for module in tree.values())
+            and [[*module._buffers] for module in tree.values()] == [[*module._buffers] for module in trees[0].values()]
             for i, tree in enumerate(trees)
         )
         self.kinds = [Kind([tree[path] for tree in trees]) for path in trees[0]] if self.alike else []
@@ -107,8 +109,10 @@ class _Runner:
             if self.alike
             else []
         )
+        self.states = [module.__dict__ for tree in trees for module in tree.values()]
+        self.names = self._names()
         self.classes = Classes([module for tree in trees for module in tree.values()])
-        self.recorder = Recorder(stacked, layers, self.kinds, self.buffers)
+        self.recorder = Recorder(stacked, layers, self.kinds)
         self.programs: dict[Any, Program | RecordingError] = {}
         self.rows: tuple[Any, list[Any]] = None, []
         self.memory: dict[int, Tensor] = {}
@@ -117,12 +121,17 @@ class _Runner:
 
     def difference(self) -> str:
         """Return what is not the same in all layers."""
+        if self._names() != self.names or self.classes.changed():
+            return _OTHERS
         children = [*itertools.chain.from_iterable(map(dict.values, self.children))]
         if not self.alike or children != self.modules or any(self.childless):
             return "the tree of modules"
-        if self.classes.changed():
-            return _OTHERS
         return next((name if name in WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
+
+    def _names(self) -> tuple[list[str], list[int]]:
+        """Return the names of all buffers, and how many each module has."""
+        tables = [*map(operator.itemgetter("_buffers"), self.states)]
+        return [*itertools.chain.from_iterable(tables)], [*map(len, tables)]
 
     def settings(self) -> tuple[Any, ...]:
         """Return what the first layer's attributes and the kinds of its buffers are, by which a recording is found."""
