@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import ClassVar
+
 import pytest
 import torch
 from tests.stacking.stacks import DEPTH, DIM, is_recorded, pair
 from torch import Tensor, nn
+
+from levada.connections import Residual
+from levada.stack import Stack
 
 
 class Mean(nn.Linear):
@@ -99,3 +107,111 @@ def test_a_buffer_that_is_there_later_counts(batch):
                 assert torch.equal(stacked(batch), plain(batch))
     assert is_recorded(stacked)
     assert torch.equal(stacked(batch), plain(batch))
+
+
+class Counting(nn.Linear):
+    """Does something else at each call."""
+
+    shared: ClassVar[dict[str, int]] = {"calls": 0}
+
+    def __init__(self) -> None:
+        super().__init__(DIM, DIM)
+        self.seen = {"calls": [0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / self.count()
+
+    def count(self) -> int:
+        self.seen["calls"][0] += 1
+        return self.seen["calls"][0]
+
+
+class CountingInClass(Counting):
+    """Counts the calls of all."""
+
+    calls = 0
+
+    def count(self) -> int:
+        self.shared["calls"] += 1
+        type(self).calls += 1
+        return self.shared["calls"] + self.calls
+
+
+class CountingInFunction(Counting):
+    """Counts in what a function closes over."""
+
+    def __init__(self, function: Callable[[], int]) -> None:
+        super().__init__()
+        self.function = function
+
+    def count(self) -> int:
+        return self.function()
+
+
+def counter() -> Callable[[], int]:
+    calls = 0
+
+    def count() -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    return count
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [Counting() for _ in range(DEPTH)],
+        lambda: [CountingInClass() for _ in range(DEPTH)],
+        lambda: [*map(CountingInFunction, [counter()] * DEPTH)],
+    ],
+)
+def test_what_layers_count_in_place_is_counted_once(make, batch):
+    found = []
+    for stacked in (False, True):
+        CountingInClass.calls, CountingInClass.shared["calls"] = 0, 0
+        torch.manual_seed(0)
+        stack = Stack(make(), Residual, dim=DIM, stacked=stacked)
+        with pytest.warns(UserWarning, match="or what one holds") if stacked else contextlib.nullcontext():
+            found.append([stack(batch) for _ in range(3)])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_a_list_that_layers_share_and_that_one_fills_is_as_it_was(batch):
+    class Noting(nn.Linear):
+        def __init__(self, sizes: list[int]) -> None:
+            super().__init__(DIM, DIM)
+            self.sizes = sizes
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.sizes.append(len(x))
+            return super().forward(x)
+
+    sizes: list[int] = []
+    stack = Stack([Noting(sizes) for _ in range(DEPTH)], Residual, dim=DIM, stacked=True)
+    with pytest.warns(UserWarning, match="or what one holds"):
+        stack(batch)
+    assert sizes == [len(batch)] * DEPTH
+
+
+def test_losses_that_layers_keep_are_there_after_each_call(batch):
+    class Kept(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(DIM, DIM)
+            self.kept: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            self.kept["loss"] = y.square().mean()
+            return y
+
+    plain, stacked = pair(Kept)
+    for _ in range(2):
+        for stack in (plain, stacked):
+            for layer in stack:
+                layer.branch.kept.clear()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                stack(batch)
+        assert [layer.branch.kept for layer in stacked] == [layer.branch.kept for layer in plain]

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from levada.connection import Outputs
 from levada.stacking.function import Form, How, Layers, flatten
-from levada.stacking.kinds import Kind, same
+from levada.stacking.kinds import Kind
 from levada.stacking.parameters import StackedParameters
 from levada.stacking.program import Program, program_of
 from levada.stacking.recording import RecordingError, record
+from levada.stacking.undo import Before
 
 __all__ = ["Recorder"]
 
@@ -27,10 +28,17 @@ class Recorder:
         stacked: the parameters.
         layers: of one structure.
         kinds: their modules, by the place in a layer.
+        classes: of the modules, as far as they may change.
     """
 
-    def __init__(self, stacked: StackedParameters, layers: Sequence[nn.Module], kinds: Sequence[Kind]) -> None:
-        self.stacked, self.layers, self.kinds = stacked, layers, kinds
+    def __init__(
+        self,
+        stacked: StackedParameters,
+        layers: Sequence[nn.Module],
+        kinds: Sequence[Kind],
+        classes: Sequence[type],
+    ) -> None:
+        self.stacked, self.layers, self.kinds, self.classes = stacked, layers, kinds, classes
 
     def program(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
         """Return the program of the first layer, after a look at whether it does what the last one does.
@@ -68,9 +76,9 @@ class Recorder:
         """Give a layer these parameters and copies of its buffers, and hide which one it is."""
         layer: Any = self.layers[place]
         copies: list[Tensor] = []
-        buffers: list[tuple[nn.Module, dict[str, Any], dict[str, Any], list[Any]]] = []
+        buffers: list[tuple[Any, dict[str, Any], dict[str, Any], list[Any]]] = []
         tables = [(self.stacked.owners[key][place]._parameters, key[1]) for key, _ in self.stacked.each()]
-        before = [kind.states[place].copy() for kind in self.kinds]
+        before = Before([kind.states[place] for kind in self.kinds], self.classes)
         index = layer.connection.__dict__.pop("layer")  # who reads it does not do the same in all layers
 
         def run(given: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -86,11 +94,12 @@ class Recorder:
             for (table, name), value in zip(tables, own, strict=True):
                 table.install(name, value)  # type: ignore[attr-defined]
             for kind in self.kinds:
-                module = kind.modules[place]
-                table, old = module._buffers, dict(module._buffers)
-                table.update({name: None if buffer is None else buffer.clone() for name, buffer in old.items()})
-                copies += (copy for copy in table.values() if copy is not None)
-                buffers.append((module, table, old, [*map(_looks, table.items())]))
+                module: Any = kind.modules[place]
+                held: dict[str, Any] = module._buffers
+                old = held.copy()
+                held.update({name: None if buffer is None else buffer.clone() for name, buffer in old.items()})
+                copies += (copy for copy in held.values() if copy is not None)
+                buffers.append((module, held, old, [*map(_looks, held.items())]))
             yield run, copies
         except AttributeError as error:
             if "'layer'" in str(error):
@@ -101,21 +110,18 @@ class Recorder:
             for table, name in tables:
                 table.install(name, None)  # type: ignore[attr-defined]
             put = any(
-                module._buffers is not table or [*map(_looks, table.items())] != looks
-                for module, table, _, looks in buffers
+                module._buffers is not held or [*map(_looks, held.items())] != looks
+                for module, held, _, looks in buffers
             )
-            for module, table, old, _ in buffers:
-                module._buffers = table
-                table.clear()
-                table.update(old)
-            changed = [kind for kind, old in zip(self.kinds, before, strict=True) if not same(kind.states[place], old)]
-            for kind, old in zip(self.kinds, before, strict=True) if changed else ():
-                kind.states[place].clear()
-                kind.states[place].update(old)
+            for module, held, old, _ in buffers:
+                module._buffers = held
+                held.clear()
+                held.update(old)
+            changed = before.put_back()
         if put:
             raise RecordingError("it puts another tensor in the place of a buffer")
         if changed:
-            raise RecordingError("it changes an attribute of its own")
+            raise RecordingError("it changes an attribute of its own, or what one holds")
 
     def _one_layer(
         self, program: Program | None, form: Form, states: list[Tensor], parameters: list[Any], learning: bool

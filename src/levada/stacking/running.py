@@ -61,7 +61,7 @@ def run_recorded(
                 runner = cache["runner"] = _Runner(stacked, layers)
             difference = runner.difference()
             if difference == _OTHERS:
-                runner = cache["runner"] = _Runner(stacked, layers)
+                runner = cache["runner"] = _Runner(stacked, layers, told=runner.told)
                 difference = runner.difference()
             if difference in WATCHED:
                 return NotImplemented
@@ -90,7 +90,7 @@ def _has_mode() -> bool:
 class _Runner:
     """The layers of one stack, the programs that were recorded, and the rows that these read."""
 
-    def __init__(self, stacked: StackedParameters, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, stacked: StackedParameters, layers: Sequence[nn.Module], *, told: bool = False) -> None:
         self.stacked = stacked
         self.layers = layers
         trees = [dict(layer.named_modules()) for layer in layers]
@@ -112,12 +112,12 @@ class _Runner:
         self.states = [module.__dict__ for tree in trees for module in tree.values()]
         self.names = self._names()
         self.classes = Classes([module for tree in trees for module in tree.values()])
-        self.recorder = Recorder(stacked, layers, self.kinds)
+        self.recorder = Recorder(stacked, layers, self.kinds, self.classes.own)
         self.programs: dict[Any, Program | RecordingError] = {}
         self.rows: tuple[Any, list[Any]] = None, []
         self.memory: dict[int, Tensor] = {}
         self.rooms = Rooms()
-        self.told = False
+        self.told = told
 
     def difference(self) -> str:
         """Return what is not the same in all layers."""

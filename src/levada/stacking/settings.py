@@ -61,7 +61,7 @@ class Classes:
         self.types = [*map(type, modules)]
         kinds = [k for k in dict.fromkeys(k for t in dict.fromkeys(self.types) for k in t.__mro__) if k is not object]
         self.held = [(vars(kind), [*vars(kind).values()]) for kind in kinds]
-        own = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
+        self.own = own = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
         self.slotted = next((kind.__name__ for kind in own if vars(kind).get("__slots__")), "")
         read = {name for kind in own for held in vars(kind).values() for name in _names(held)}
         self.data = [
