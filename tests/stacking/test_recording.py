@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tests.stacking.stacks import DEPTH, DIM, is_recorded, pair
+from tests.stacking.stacks import DEPTH, DIM, gradients, is_recorded, pair
 from torch import Tensor, nn
 
 from levada.connections import Residual
@@ -215,3 +215,13 @@ def test_losses_that_layers_keep_are_there_after_each_call(batch):
                 warnings.simplefilter("ignore")
                 stack(batch)
         assert [layer.branch.kept for layer in stacked] == [layer.branch.kept for layer in plain]
+
+
+def test_weights_of_other_strides_in_the_same_memory_count(batch):
+    plain, stacked = pair()
+    assert is_recorded(stacked)
+    for stack in (plain, stacked):
+        for weight in (p for p in stack.parameters() if p.shape[-2:] == (DIM, DIM)):
+            weight.data = weight.data.transpose(-1, -2)
+    torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
+    assert is_recorded(stacked)

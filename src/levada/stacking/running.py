@@ -209,8 +209,8 @@ class _Runner:
         cast = torch.is_autocast_enabled(device)
         key = (
             form,
-            tuple((t.shape, t.stride(), t.dtype, t.device) for t in states),
-            tuple((p.shape, p.dtype, p.device, p.requires_grad) for p in parameters),
+            tuple(map(_layout, states)),
+            tuple((*_layout(p), p.requires_grad) for p in parameters),
             (learning, cast and torch.get_autocast_dtype(device), torch.get_default_dtype()),
             (torch.are_deterministic_algorithms_enabled(), torch.is_inference_mode_enabled()),
             settings,
@@ -231,7 +231,7 @@ class _Runner:
 
     def _rows(self, program: Program, parameters: list[Any]) -> list[Any]:
         """Return what each layer reads; as long as the parameters stay where they are, these are the same views."""
-        key = program, tuple((id(p), p.untyped_storage()._cdata) for p in parameters)
+        key = program, tuple((id(p), p.data_ptr()) for p in parameters)  # their strides: by the program
         if self.rows[0] == key and not self.buffers:
             return self.rows[1]
         with torch.no_grad():
@@ -244,6 +244,10 @@ class _Runner:
             slices = [(*row, *buffers) for row, buffers in zip(slices, own, strict=True)] if own else slices
             self.rows = key, [program.prepare(*row) for row in slices]
         return self.rows[1]
+
+
+def _layout(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.dtype, x.device, x.is_neg()
 
 
 def _is_held(table: dict[str, Any], layer: int) -> bool:
