@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from levada.connections import Residual
 from levada.stack import Stack
+from levada.stacking import running
 
 
 class Mean(nn.Linear):
@@ -225,3 +226,54 @@ def test_weights_of_other_strides_in_the_same_memory_count(batch):
             weight.data = weight.data.transpose(-1, -2)
     torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
     assert is_recorded(stacked)
+
+
+def test_programs_of_a_setting_that_changes_at_each_call_are_few(batch):
+    plain, stacked = pair(lambda: nn.Sequential(nn.Linear(DIM, DIM), nn.Dropout(0.5)))
+    programs = stacked.stacked.cache
+
+    def found(p: float, count: int) -> None:
+        for stack in (plain, stacked):
+            for layer in stack:
+                layer.branch[1].p = p
+        assert torch.equal(seeded(stacked, batch), seeded(plain, batch))
+        assert len(programs["runner"].programs) == count
+
+    for i in range(8):
+        found(i / 100, i + 1)
+    with pytest.warns(UserWarning, match="settings or shapes change from call to call"):
+        found(0.08, 8)
+    for i in range(9, 24):
+        found(i / 100, 8)
+    found(0.23, 9)  # it has come twice
+    assert is_recorded(stacked)
+
+
+def seeded(stack: Stack, x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return stack(x)
+
+
+def test_old_programs_are_let_go(batch, monkeypatch):
+    monkeypatch.setattr(running, "_PROGRAMS", 2)
+    monkeypatch.setattr(running, "_ROWS", 1)
+    plain, stacked = pair()
+    for length in (1, 2, 3, 1):
+        assert torch.equal(stacked(batch[:length]), plain(batch[:length]))
+    runner = stacked.stacked.cache["runner"]
+    assert [len(runner.programs), len(runner.rows)] == [2, 1]
+
+
+def test_views_of_the_parameters_are_made_once_for_each_program(batch, monkeypatch):
+    _, stacked = pair(Optional)
+    runner = None
+    for training in (True, False, True, False):
+        stacked(batch) if training else stacked(batch[:1])
+        if runner is None or len(runner.rows) < 2:
+            runner = stacked.stacked.cache["runner"]
+            rows = {}
+        for program, made in runner.rows.items():
+            assert rows.setdefault(id(program), made) is made
+    stacked.double()
+    stacked(batch.double())
+    assert len(runner.rows) == 1  # those of memory that is gone are let go

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import warnings
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -28,6 +29,10 @@ from levada.stacking.settings import Classes, settings_of
 __all__ = ["run_recorded"]
 
 _OTHERS = "others"  # in place of what the layers were
+_PROGRAMS = 16  # that are kept
+_ROWS = 4  # lists of rows that are kept: each is as long as the stack
+_FEW = 100  # layers, in which a recording takes longer than a pass
+_MISSES = 8  # of twice as many calls, after which what changes is recorded only where it comes twice in a row
 
 
 def run_recorded(
@@ -113,8 +118,11 @@ class _Runner:
         self.names = self._names()
         self.classes = Classes([module for tree in trees for module in tree.values()])
         self.recorder = Recorder(stacked, layers, self.kinds, self.classes.own)
-        self.programs: dict[Any, Program | RecordingError] = {}
-        self.rows: tuple[Any, list[Any]] = None, []
+        self.programs: OrderedDict[Any, Program | RecordingError] = OrderedDict()
+        self.missed: deque[bool] = deque(maxlen=2 * _MISSES)
+        self.last: Any = None
+        self.rows: OrderedDict[Program, list[Any]] = OrderedDict()
+        self.memory_of_rows: tuple[Any, list[Any]] = (), []
         self.memory: dict[int, Tensor] = {}
         self.rooms = Rooms()
         self.told = told
@@ -130,8 +138,11 @@ class _Runner:
 
     def _names(self) -> tuple[list[str], list[int]]:
         """Return the names of all buffers, and how many each module has."""
-        tables = [*map(operator.itemgetter("_buffers"), self.states)]
+        tables = self._tables()
         return [*itertools.chain.from_iterable(tables)], [*map(len, tables)]
+
+    def _tables(self) -> list[dict[str, Any]]:
+        return [*map(operator.itemgetter("_buffers"), self.states)]
 
     def settings(self) -> tuple[Any, ...]:
         """Return what the first layer's attributes and the kinds of its buffers are, by which a recording is found."""
@@ -215,11 +226,19 @@ class _Runner:
             (torch.are_deterministic_algorithms_enabled(), torch.is_inference_mode_enabled()),
             settings,
         )
-        if key not in self.programs:
+        known, again = key in self.programs, key == self.last
+        self.last = key
+        self.missed.append(not known and not again)
+        if not known:
+            if len(self.layers) < _FEW and not again and sum(self.missed) > _MISSES:
+                raise RecordingError("settings or shapes change from call to call, each time to what was not recorded")
             try:
                 self.programs[key] = self.recorder.program(states, form, parameters, learning)
             except RecordingError as error:
                 self.programs[key] = error
+            if len(self.programs) > _PROGRAMS:
+                self.programs.popitem(last=False)
+        self.programs.move_to_end(key)
         found = self.programs[key]
         if isinstance(found, RecordingError):
             raise found
@@ -231,19 +250,25 @@ class _Runner:
 
     def _rows(self, program: Program, parameters: list[Any]) -> list[Any]:
         """Return what each layer reads; as long as the parameters stay where they are, these are the same views."""
-        key = program, tuple((id(p), p.data_ptr()) for p in parameters)  # their strides: by the program
-        if self.rows[0] == key and not self.buffers:
-            return self.rows[1]
-        with torch.no_grad():
-            columns = [p.detach().unbind(0) for p in parameters]
-            slices = [*zip(*columns, strict=True)]
-            step = self._num_buffers
-            held = [module._buffers[name] for module, name in self.buffers]
-            own = [[b for b in held[i : i + step] if b is not None] for i in range(0, len(held), step or 1)]
-            require_apart(own, program.exposed)
-            slices = [(*row, *buffers) for row, buffers in zip(slices, own, strict=True)] if own else slices
-            self.rows = key, [program.prepare(*row) for row in slices]
-        return self.rows[1]
+        held = [*itertools.chain.from_iterable(map(dict.values, self._tables()))]
+        memory = tuple(t if t is None else (t.data_ptr(), t.stride()) for t in (*parameters, *held))
+        known, objects = self.memory_of_rows
+        given = [*parameters, *held]
+        if memory != known or len(given) != len(objects) or any(map(operator.is_not, given, objects)):
+            self.rows.clear()
+            self.memory_of_rows = memory, given
+        if program not in self.rows:
+            with torch.no_grad():
+                slices = [*zip(*(p.detach().unbind(0) for p in parameters), strict=True)]
+                step = self._num_buffers
+                own = [[b for b in held[i : i + step] if b is not None] for i in range(0, len(held), step or 1)]
+                require_apart(own, program.exposed)
+                slices = [(*row, *buffers) for row, buffers in zip(slices, own, strict=True)] if own else slices
+                self.rows[program] = [program.prepare(*row) for row in slices]
+            if len(self.rows) > _ROWS:
+                self.rows.popitem(last=False)
+        self.rows.move_to_end(program)
+        return self.rows[program]
 
 
 def _layout(x: Tensor) -> tuple[Any, ...]:
