@@ -277,3 +277,42 @@ def test_views_of_the_parameters_are_made_once_for_each_program(batch, monkeypat
     stacked.double()
     stacked(batch.double())
     assert len(runner.rows) == 1  # those of memory that is gone are let go
+
+
+def deterministic() -> contextlib.AbstractContextManager[object]:
+    stack = contextlib.ExitStack()
+    stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+    torch.use_deterministic_algorithms(True)
+    return stack
+
+
+def of_doubles() -> contextlib.AbstractContextManager[object]:
+    stack = contextlib.ExitStack()
+    stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+    torch.set_default_dtype(torch.float64)
+    return stack
+
+
+@pytest.mark.parametrize("surroundings", [deterministic, torch.inference_mode, of_doubles])
+def test_what_operators_ask_for_counts(surroundings, batch):
+    _, stacked = pair()
+    with torch.no_grad():
+        for count in (1, 2):
+            with surroundings() if count == 2 else contextlib.nullcontext():
+                stacked(batch)
+            assert len(stacked.stacked.cache["runner"].programs) == count
+
+
+def test_gradients_of_gradients_hold_the_lock_while_buffers_are_others(batch, monkeypatch):
+    _, stacked = pair()
+    held = []
+    difference = running._Runner.difference
+
+    def noting(self) -> str:
+        held.append(self.stacked.lock._is_owned())
+        return difference(self)
+
+    monkeypatch.setattr(running._Runner, "difference", noting)
+    x = batch.clone().requires_grad_()
+    torch.autograd.grad(stacked(x).sum(), x, create_graph=True)
+    assert held == [True, True]
