@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import types
+from contextlib import nullcontext
+from typing import ClassVar
+
 import pytest
 import torch
 from tests.stacking.stacks import DEPTH, DIM, gradients, is_recorded, pair
@@ -118,3 +122,86 @@ def test_a_buffer_of_other_strides_or_signs_is_recorded_again(make, batch):
     plain[2].branch.shift = stacked[2].branch.shift = torch.ones(DIM)
     with pytest.warns(UserWarning, match="buffers of one name differ in kind"):
         assert torch.equal(stacked(batch), plain(batch))
+
+
+class Namespace:
+    """Holds a setting."""
+
+    by = 1.0
+
+
+class Held(Scaled):
+    """Asks for the scale in a way of its own."""
+
+    options: ClassVar[dict[str, float]] = {"by": 1.0}
+
+    def __init__(self, way: object) -> None:
+        super().__init__()
+        self.way = way
+
+    @property
+    def factor(self) -> float:
+        return self.way(self) if isinstance(self.way, types.FunctionType) else self.way.by
+
+
+def of_function(module: Held) -> float:
+    return of_function.by
+
+
+of_function.by = 1.0
+
+
+def by_default(module: Held, *, by: float = 1.0) -> float:
+    return by
+
+
+class ByString(Held):
+    """Asks by name."""
+
+    @property
+    def factor(self) -> float:
+        return getattr(self, "options")["by"]  # noqa: B009
+
+
+class OfMethod(Held):
+    """Asks a method."""
+
+    @property
+    def factor(self) -> float:
+        return self.multiplied.by
+
+    def multiplied(self) -> None:
+        raise AssertionError
+
+    multiplied.by = 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: Held(Namespace), lambda patch: patch.setattr(Namespace, "by", 3.0)),
+        (lambda: Held(of_function), lambda patch: patch.setattr(of_function, "by", 3.0)),
+        (lambda: Held(by_default), lambda patch: patch.setitem(by_default.__kwdefaults__, "by", 3.0)),
+        (lambda: ByString(None), lambda patch: patch.setitem(Held.options, "by", 3.0)),
+        (lambda: OfMethod(None), lambda patch: patch.setattr(OfMethod.multiplied, "by", 3.0)),
+    ],
+)
+def test_what_a_class_or_a_function_holds_counts(make, change, batch, monkeypatch):
+    plain, stacked = pair(make)
+    expected = 1 * plain(batch)
+    namespace = stacked[0].branch.way is Namespace
+    with pytest.warns(UserWarning, match="'way' holds a class of Python code") if namespace else nullcontext():
+        assert torch.equal(stacked(batch), expected)
+    assert is_recorded(stacked) != namespace
+    change(monkeypatch)
+    assert torch.equal(stacked(batch), plain(batch))
+    assert not torch.equal(plain(batch), expected)
+
+
+def test_a_class_of_pytorch_is_recorded(batch):
+    def make() -> nn.Module:
+        made = nn.Linear(DIM, DIM)
+        made.normalization = nn.LayerNorm
+        return made
+
+    assert is_recorded(pair(make)[1])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -15,17 +15,24 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from levada.connection import Outputs
 from levada.stacking.again import AsWritten, transformed
 from levada.stacking.chunks import Rooms
 from levada.stacking.exposed import require_apart
 from levada.stacking.function import Form, How, Layers, flatten
+from levada.stacking.kinds import WATCHED, Kind
 from levada.stacking.parameters import LayerParameters, StackedParameters
-from levada.stacking.program import Program, program_of
-from levada.stacking.recording import RecordingError, record
+from levada.stacking.program import Program
+from levada.stacking.recorder import Recorder
+from levada.stacking.recording import RecordingError
 from levada.stacking.settings import Classes, settings_of
 
 __all__ = ["run_recorded"]
+
+_OTHERS = "others"  # in place of what the layers were
+_PROGRAMS = 16  # that are kept
+_ROWS = 4  # lists of rows that are kept: each is as long as the stack
+_FEW = 100  # layers, in which a recording takes longer than a pass
+_MISSES = 8  # of twice as many calls, after which what changes is recorded only where it comes twice in a row
 
 
 def run_recorded(
@@ -58,10 +65,10 @@ def run_recorded(
             if runner is None or runner.layers != layers:
                 runner = cache["runner"] = _Runner(stacked, layers)
             difference = runner.difference()
-            if difference == _CLASS:
-                runner = cache["runner"] = _Runner(stacked, layers)
+            if difference == _OTHERS:
+                runner = cache["runner"] = _Runner(stacked, layers, told=runner.told)
                 difference = runner.difference()
-            if difference in _WATCHED:
+            if difference in WATCHED:
                 return NotImplemented
             run = runner.prepared(leaves, form, segments, as_written, runner.settings_of_all(difference))
         outputs = run()
@@ -77,19 +84,6 @@ def run_recorded(
     return form.state(outputs)
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_read_hooks = operator.itemgetter(*_HOOKS)
-_CLASS = "a class"
-_WATCHED = frozenset({*_HOOKS, "_compiled_call_impl", "compiled", "forward"})
-# What layers may differ in: what they hold is looked at by itself, `layer` hidden while a layer is recorded, and the
-# rest has no part in a call, or none where there are no hooks.
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "layer"}) | {
-    *("_non_persistent_buffers_set", "_state_dict_hooks", "_state_dict_pre_hooks", "_is_full_backward_hook"),
-    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_forward_hooks_with_kwargs"),
-    *("_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
-}
-
-
 def _has_mode() -> bool:
     """Whether somebody sees or changes each operation; that of a default device changes none of a layer's."""
     if torch._C._len_torch_dispatch_stack():
@@ -97,47 +91,21 @@ def _has_mode() -> bool:
     return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
 
 
-class _Kind:
-    """Modules at one place in all layers, compared in few calls: what they do must not depend on which it is."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = modules
-        self.states = [module.__dict__ for module in modules]
-        self.names = [name for name in self.states[0] if name not in {*_OWN, *_HOOKS}]
-        self.read = operator.itemgetter(*self.names, self.names[0])  # of a single name it would return no tuple
-        self.length = len(self.states[0])
-
-    def difference(self) -> str:
-        """Return the name of what is not the same in all, or was not there when they were stacked; "" if nothing is."""
-        with contextlib.suppress(Exception):  # tensors and arrays answer with several truth values
-            hooked = any(map(any, map(_read_hooks, self.states)))
-            if not hooked and all(map(self.length.__eq__, map(len, self.states))):
-                expected = self.read(self.states[0])
-                if all(map(expected.__eq__, map(self.read, self.states))):
-                    return ""
-        first = self.states[0]
-        for state in self.states:
-            for name in {*self.names, *_HOOKS, *state} - _OWN:
-                known = name in state and (name in _HOOKS or (name in self.names and name in first))
-                if not known or not _same((state[name],), ({} if name in _HOOKS else first[name],)):
-                    return name
-        return ""
-
-
 @final
 class _Runner:
     """The layers of one stack, the programs that were recorded, and the rows that these read."""
 
-    def __init__(self, stacked: StackedParameters, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, stacked: StackedParameters, layers: Sequence[nn.Module], *, told: bool = False) -> None:
         self.stacked = stacked
         self.layers = layers
         trees = [dict(layer.named_modules()) for layer in layers]
         self.alike = all(
             [(n, type(m)) for n, m in tree.items()] == [(n, type(m)) for n, m in trees[0].items()]
             and all(_is_held(module._parameters, i) for module in tree.values())
+            and [[*module._buffers] for module in tree.values()] == [[*module._buffers] for module in trees[0].values()]
             for i, tree in enumerate(trees)
         )
-        self.kinds = [_Kind([tree[path] for tree in trees]) for path in trees[0]] if self.alike else []
+        self.kinds = [Kind([tree[path] for tree in trees]) for path in trees[0]] if self.alike else []
         tables = [module._modules for tree in trees for module in tree.values()]
         self.children, self.childless = [t for t in tables if t], [t for t in tables if not t]
         self.modules = [*itertools.chain.from_iterable(map(dict.values, self.children))]
@@ -146,21 +114,35 @@ class _Runner:
             if self.alike
             else []
         )
+        self.states = [module.__dict__ for tree in trees for module in tree.values()]
+        self.names = self._names()
         self.classes = Classes([module for tree in trees for module in tree.values()])
-        self.programs: dict[Any, Program | RecordingError] = {}
-        self.rows: tuple[Any, list[Any]] = None, []
+        self.recorder = Recorder(stacked, layers, self.kinds, self.classes.own)
+        self.programs: OrderedDict[Any, Program | RecordingError] = OrderedDict()
+        self.missed: deque[bool] = deque(maxlen=2 * _MISSES)
+        self.last: Any = None
+        self.rows: OrderedDict[Program, list[Any]] = OrderedDict()
+        self.memory_of_rows: tuple[Any, list[Any]] = (), []
         self.memory: dict[int, Tensor] = {}
         self.rooms = Rooms()
-        self.told = False
+        self.told = told
 
     def difference(self) -> str:
         """Return what is not the same in all layers."""
+        if self._names() != self.names or self.classes.changed():
+            return _OTHERS
         children = [*itertools.chain.from_iterable(map(dict.values, self.children))]
         if not self.alike or children != self.modules or any(self.childless):
             return "the tree of modules"
-        if self.classes.changed():
-            return _CLASS
-        return next((name if name in _WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
+        return next((name if name in WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
+
+    def _names(self) -> tuple[list[str], list[int]]:
+        """Return the names of all buffers, and how many each module has."""
+        tables = self._tables()
+        return [*itertools.chain.from_iterable(tables)], [*map(len, tables)]
+
+    def _tables(self) -> list[dict[str, Any]]:
+        return [*map(operator.itemgetter("_buffers"), self.states)]
 
     def settings(self) -> tuple[Any, ...]:
         """Return what the first layer's attributes and the kinds of its buffers are, by which a recording is found."""
@@ -238,112 +220,29 @@ class _Runner:
         cast = torch.is_autocast_enabled(device)
         key = (
             form,
-            tuple((t.shape, t.stride(), t.dtype, t.device) for t in states),
-            tuple((p.shape, p.dtype, p.device, p.requires_grad) for p in parameters),
+            tuple(map(_layout, states)),
+            tuple((*_layout(p), p.requires_grad) for p in parameters),
             (learning, cast and torch.get_autocast_dtype(device), torch.get_default_dtype()),
             (torch.are_deterministic_algorithms_enabled(), torch.is_inference_mode_enabled()),
             settings,
         )
-        if key not in self.programs:
+        known, again = key in self.programs, key == self.last
+        self.last = key
+        self.missed.append(not known and not again)
+        if not known:
+            if len(self.layers) < _FEW and not again and sum(self.missed) > _MISSES:
+                raise RecordingError("settings or shapes change from call to call, each time to what was not recorded")
             try:
-                self.programs[key] = self._record(states, form, parameters, learning)
+                self.programs[key] = self.recorder.program(states, form, parameters, learning)
             except RecordingError as error:
                 self.programs[key] = error
+            if len(self.programs) > _PROGRAMS:
+                self.programs.popitem(last=False)
+        self.programs.move_to_end(key)
         found = self.programs[key]
         if isinstance(found, RecordingError):
             raise found
         return found
-
-    def _record(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
-        """Return the program of the first layer, after a look at whether it does what the last one does."""
-        devices = [states[0].device.index] if states[0].is_cuda else []
-        with torch.random.fork_rng(devices), torch.inference_mode(False), _saving_alone():
-            own = [p[0].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
-            with self._given(0, own, form) as (run, buffers):
-                recording = record(run, states, own, buffers, backward=learning)
-            program = program_of(recording, len(parameters))
-            others = [s.detach() + 0.1 * torch.randn_like(s) for s in states]
-            expected = self._one_layer(None, form, others, parameters, learning)
-            found = self._one_layer(program, form, others, parameters, learning)
-        for x, y in zip(expected, found, strict=True):
-            bound = 1e3 * torch.finfo(x.dtype).eps
-            if x.numel() and not torch.allclose(
-                x, y, rtol=bound, atol=bound * max(1.0, float(x.abs().amax())), equal_nan=True
-            ):
-                raise RecordingError("its operations, run again, give something else")
-        return program
-
-    @contextlib.contextmanager
-    def _given(
-        self, place: int, own: Sequence[Tensor], form: Form
-    ) -> Iterator[tuple[Callable[[Sequence[Tensor]], Sequence[Tensor]], list[Tensor]]]:
-        """Give a layer these parameters and copies of its buffers, and hide which one it is."""
-        layer: Any = self.layers[place]
-        step = self._num_buffers
-        held = [(m, name, m._buffers[name]) for m, name in self.buffers[place % len(self.layers) * step :][:step]]
-        copies = [None if buffer is None else buffer.clone() for _, _, buffer in held]
-        tables = [(self.stacked.owners[key][place]._parameters, key[1]) for key, _ in self.stacked.each()]
-        before = [kind.states[place].copy() for kind in self.kinds]
-        index = layer.connection.__dict__.pop("layer")  # who reads it does not do the same in all layers
-
-        def run(given: Sequence[Tensor]) -> Sequence[Tensor]:
-            after = layer(form.state(given))
-            if type(after) is Outputs:
-                raise RecordingError("its branch returns more than the stream")
-            tensors, ended = flatten(after)
-            if ended != form:
-                raise RecordingError("the state after it is not like the one before it")
-            return tensors
-
-        try:
-            for (table, name), value in zip(tables, own, strict=True):
-                table.install(name, value)  # type: ignore[attr-defined]
-            for (module, name, _), copy in zip(held, copies, strict=True):
-                module._buffers[name] = copy
-            yield run, [copy for copy in copies if copy is not None]
-        except AttributeError as error:
-            if "'layer'" in str(error):
-                raise RecordingError("it does something else in each layer") from None
-            raise
-        finally:
-            layer.connection.__dict__["layer"] = index
-            for table, name in tables:
-                table.install(name, None)  # type: ignore[attr-defined]
-            for module, name, buffer in held:
-                module._buffers[name] = buffer
-            changed = [kind for kind, old in zip(self.kinds, before, strict=True) if not _same(kind.states[place], old)]
-            for kind, old in zip(self.kinds, before, strict=True) if changed else ():
-                kind.states[place].clear()
-                kind.states[place].update(old)
-        if changed:
-            raise RecordingError("it changes an attribute of its own")
-
-    def _one_layer(
-        self, program: Program | None, form: Form, states: list[Tensor], parameters: list[Any], learning: bool
-    ) -> list[Tensor]:
-        """Return the state after the last layer and all gradients, by a program or as it is written."""
-        _seed(0, states[0])
-        own = [p[-1:].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
-        given = [s.detach().requires_grad_(learning) for s in states]
-        with torch.set_grad_enabled(learning), self._given(-1, [p[0] for p in own], form) as (run, buffers):
-            if program is None:
-                outputs = run(given)
-            else:
-                with torch.no_grad(), torch.autocast(states[0].device.type, enabled=False):
-                    row = program.prepare(*(p[0].detach() for p in own), *buffers)
-                    outputs = () if learning else program.forward([row], *given)
-                if learning:
-                    outputs = Layers.apply(  # type: ignore[no-untyped-call]
-                        How(program, [row], 0, form, len(given), None, {}, None), *given, *own
-                    )
-        if not learning:
-            return [*outputs]
-        _seed(1, states[0])
-        wanted = [t for t in (*given, *own) if t.requires_grad]
-        ends = [y for y in outputs if y.requires_grad]
-        gradients = torch.autograd.grad(ends, wanted, [torch.randn_like(y) for y in ends], allow_unused=True)
-        zeros = map(torch.zeros_like, wanted)
-        return [*(y.detach() for y in outputs), *(z if g is None else g for g, z in zip(gradients, zeros, strict=True))]
 
     @property
     def _num_buffers(self) -> int:
@@ -351,41 +250,29 @@ class _Runner:
 
     def _rows(self, program: Program, parameters: list[Any]) -> list[Any]:
         """Return what each layer reads; as long as the parameters stay where they are, these are the same views."""
-        key = program, tuple((id(p), p.untyped_storage()._cdata) for p in parameters)
-        if self.rows[0] == key and not self.buffers:
-            return self.rows[1]
-        with torch.no_grad():
-            columns = [p.detach().unbind(0) for p in parameters]
-            slices = [*zip(*columns, strict=True)]
-            step = self._num_buffers
-            held = [module._buffers[name] for module, name in self.buffers]
-            own = [[b for b in held[i : i + step] if b is not None] for i in range(0, len(held), step or 1)]
-            require_apart(own, program.exposed)
-            slices = [(*row, *buffers) for row, buffers in zip(slices, own, strict=True)] if own else slices
-            self.rows = key, [program.prepare(*row) for row in slices]
-        return self.rows[1]
+        held = [*itertools.chain.from_iterable(map(dict.values, self._tables()))]
+        memory = tuple(t if t is None else (t.data_ptr(), t.stride()) for t in (*parameters, *held))
+        known, objects = self.memory_of_rows
+        given = [*parameters, *held]
+        if memory != known or len(given) != len(objects) or any(map(operator.is_not, given, objects)):
+            self.rows.clear()
+            self.memory_of_rows = memory, given
+        if program not in self.rows:
+            with torch.no_grad():
+                slices = [*zip(*(p.detach().unbind(0) for p in parameters), strict=True)]
+                step = self._num_buffers
+                own = [[b for b in held[i : i + step] if b is not None] for i in range(0, len(held), step or 1)]
+                require_apart(own, program.exposed)
+                slices = [(*row, *buffers) for row, buffers in zip(slices, own, strict=True)] if own else slices
+                self.rows[program] = [program.prepare(*row) for row in slices]
+            if len(self.rows) > _ROWS:
+                self.rows.popitem(last=False)
+        self.rows.move_to_end(program)
+        return self.rows[program]
 
 
-def _saving_alone() -> contextlib.AbstractContextManager[Any]:
-    """Let nobody who packs what a graph saves, as checkpoints do, see what is recorded."""
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
-        return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)
-
-
-def _seed(seed: int, like: Tensor) -> None:
-    """Seed the generators that are given back: `torch.manual_seed` seeds those of all devices."""
-    torch.default_generator.manual_seed(seed)
-    if like.is_cuda:
-        torch.cuda.default_generators[like.device.index].manual_seed(seed)
-
-
-def _same(some: Any, other: Any) -> bool:
-    """Whether two nests are equal; tensors and arrays that are not one object are taken to differ."""
-    try:
-        return bool(some == other)
-    except Exception:
-        return False
+def _layout(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.dtype, x.device, x.is_neg()
 
 
 def _is_held(table: dict[str, Any], layer: int) -> bool:

@@ -19,6 +19,7 @@ __all__ = ["Classes", "settings_of"]
 
 # What every module holds is looked at by itself, and the refusal is the same in all (`StackedParameters`).
 _LEFT_OUT = frozenset({*nn.Module().__dict__, "layer", "requires_grad_"}) - {"training"}
+_IMMUTABLE, _HEAP = 1 << 8, 1 << 9  # flags of types: the attributes of those that Python code makes can be set
 _CONSTANT = frozenset({str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 
 
@@ -33,7 +34,8 @@ def settings_of(state: Mapping[str, Any]) -> tuple[Any, ...]:
 
     Raises:
         RecordingError: if an attribute is neither a number, a string, a type or device of tensors, a member of an
-            enumeration, a class or a function, nor a tuple, list, set or dictionary of such.
+            enumeration, a class of PyTorch or of no Python code, or a function, nor a tuple, list, set or dictionary
+            of such.
     """
     found: list[Any] = []
     for name, value in state.items():
@@ -61,9 +63,11 @@ class Classes:
         self.types = [*map(type, modules)]
         kinds = [k for k in dict.fromkeys(k for t in dict.fromkeys(self.types) for k in t.__mro__) if k is not object]
         self.held = [(vars(kind), [*vars(kind).values()]) for kind in kinds]
-        own = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
+        self.own = own = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
         self.slotted = next((kind.__name__ for kind in own if vars(kind).get("__slots__")), "")
         read = {name for kind in own for held in vars(kind).values() for name in _names(held)}
+        functions = (f for kind in own for held in vars(kind).values() for f in _functions(held))
+        self.functions = [(f.__name__, f.__dict__) for f in functions]
         self.data = [
             (vars(kind), [n for n, held in vars(kind).items() if n in read and not hasattr(held, "__get__")])
             for kind in own
@@ -83,17 +87,35 @@ class Classes:
         """
         if self.slotted:
             raise RecordingError(f"{self.slotted} has slots, in which a change would not be seen")
-        return tuple(settings_of({name: held[name] for name in names}) for held, names in self.data if names)
+        attributes = [
+            {name: {key: value for key, value in given.items() if key != "__wrapped__"}}
+            for name, given in self.functions
+            if given
+        ]
+        return tuple(
+            settings_of(given)
+            for given in (*attributes, *({name: held[name] for name in names} for held, names in self.data if names))
+        )
 
 
 def _names(held: Any) -> Iterator[str]:
-    """Yield what a method, or a property, reads by name, and what the functions in it do."""
-    functions = (held, *(getattr(held, name, None) for name in ("fget", "__func__", "__wrapped__")))
-    codes = [function.__code__ for function in functions if isinstance(function, types.FunctionType)]
-    while codes:
-        code = codes.pop()
-        yield from code.co_names
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    """Yield what a method, or a property, reads by name or may read by a string, and what the functions in it do."""
+    constants: list[Any] = [function.__code__ for function in _functions(held)]
+    while constants:
+        constant = constants.pop()
+        if isinstance(constant, str):  # `getattr(self, "options")`
+            yield constant
+        elif isinstance(constant, tuple | frozenset):
+            constants += constant
+        elif isinstance(constant, types.CodeType):
+            yield from constant.co_names
+            constants += constant.co_consts
+
+
+def _functions(held: Any) -> Iterator[types.FunctionType]:
+    for function in (held, *(getattr(held, name, None) for name in ("fget", "__func__", "__wrapped__"))):
+        if isinstance(function, types.FunctionType):
+            yield function
 
 
 class _UnknownError(Exception):
@@ -102,7 +124,15 @@ class _UnknownError(Exception):
 
 def _constant(value: Any) -> Any:
     kind = type(value)
-    if kind in _CONSTANT or isinstance(value, type | enum.Enum):
+    if kind in _CONSTANT or isinstance(value, enum.Enum):
+        return value
+    if isinstance(value, type):
+        if (
+            value.__flags__ & _HEAP
+            and not value.__flags__ & _IMMUTABLE
+            and not f"{value.__module__}.".startswith("torch.")
+        ):
+            raise _UnknownError(f"class of Python code ({value.__name__})")
         return value
     if isinstance(value, numbers.Number) and not hasattr(value, "__dict__"):  # those of NumPy included
         return kind, repr(value)  # 0.0 equals -0.0, and 1 equals True
@@ -126,11 +156,11 @@ def _is_function(value: Any) -> bool:
 
 
 def _carried(function: Any) -> tuple[Any, ...]:
-    """Return what a function carries with it: what it closes over, and its defaults."""
+    """Return what a function carries with it: what it closes over, its defaults and its attributes."""
     if not isinstance(function, types.FunctionType):
         return ()
     try:
         cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
     except ValueError:  # not filled yet
         raise _UnknownError("function") from None
-    return cells, function.__defaults__, function.__kwdefaults__
+    return cells, function.__defaults__, function.__kwdefaults__, function.__dict__
