@@ -42,3 +42,15 @@ class Gained(nn.Linear):
 @pytest.mark.parametrize("kind", [Normed, Gained])
 def test_scalars_are_held_by_a_chunk_of_layers(kind, connection, batch):
     require_equal(lambda: kind(DIM, DIM), connection, batch)
+
+
+class Doubled(nn.Linear):
+    """Reads its input twice in one operation, whose gradient so adds a product to itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + x)
+
+
+@pytest.mark.parametrize("connection", CONNECTIONS)
+def test_a_product_that_is_added_to_itself(connection, batch):
+    require_equal(lambda: Doubled(DIM, DIM), connection, batch)
