@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tests.stacking.stacks import DIM, gradients, is_recorded, pair
@@ -54,3 +56,11 @@ class Doubled(nn.Linear):
 @pytest.mark.parametrize("connection", CONNECTIONS)
 def test_a_product_that_is_added_to_itself(connection, batch):
     require_equal(lambda: Doubled(DIM, DIM), connection, batch)
+
+
+IN_PLACE = [nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.Hardtanh(inplace=True), nn.Dropout(0.5, inplace=True)]
+
+
+@pytest.mark.parametrize("last", IN_PLACE)
+def test_a_last_operation_in_place(last, batch):
+    require_equal(lambda: nn.Sequential(nn.Linear(DIM, DIM), copy.deepcopy(last)), Plain, batch)
