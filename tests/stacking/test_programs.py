@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from tests.stacking.stacks import DIM, gradients, is_recorded, pair
 from torch import Tensor, nn
 
 from levada.connections import HyperConnection, Plain, Residual
+from levada.stacking import running
+from levada.stacking.program import Program, program_of
 
 CONNECTIONS = [Plain, Residual, HyperConnection]
 
@@ -64,3 +67,31 @@ IN_PLACE = [nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.Hardtanh(inplace=Tr
 @pytest.mark.parametrize("last", IN_PLACE)
 def test_a_last_operation_in_place(last, batch):
     require_equal(lambda: nn.Sequential(nn.Linear(DIM, DIM), copy.deepcopy(last)), Plain, batch)
+
+
+def _none(*_) -> Program:
+    raise RecursionError("no end\nto this")
+
+
+def _broken(*given) -> Program:
+    return dataclasses.replace(program_of(*given), forward_keeping=lambda *_: v26)  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("made", "told"), [(_none, "RecursionError: no end to this"), (_broken, "NameError: name 'v26'")]
+)
+def test_layers_of_which_no_program_can_be_made_run_one_by_one(made, told, batch, monkeypatch):
+    monkeypatch.setattr(running, "program_of", made)
+    plain, stacked = pair()
+    with pytest.warns(UserWarning, match=rf"one by one.*no program can be made \({told}"):
+        found = gradients(stacked, batch)
+    torch.testing.assert_close(found, gradients(plain, batch), rtol=0, atol=0)
+    assert not is_recorded(stacked)  # and says so once
+
+
+def test_an_error_of_the_layers_is_theirs(batch):
+    plain, stacked = pair(lambda: nn.Linear(DIM, DIM))
+    for stack in (plain, stacked):
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+            stack(batch[:, 1:])
+    assert is_recorded(stacked)

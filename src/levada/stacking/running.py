@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import operator
 import warnings
@@ -22,7 +23,7 @@ from levada.stacking.exposed import require_apart
 from levada.stacking.function import Form, How, Layers, flatten
 from levada.stacking.parameters import LayerParameters, StackedParameters
 from levada.stacking.program import Program, program_of
-from levada.stacking.recording import RecordingError, record
+from levada.stacking.recording import RecordingError, record, unless_it_raises
 from levada.stacking.settings import Classes, settings_of
 
 __all__ = ["run_recorded"]
@@ -257,7 +258,8 @@ class _Runner:
     def _record(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
         """Return the program of the first layer, after a look at whether it does what the last one does."""
         devices = [states[0].device.index] if states[0].is_cuda else []
-        with torch.random.fork_rng(devices), torch.inference_mode(False), _saving_alone():
+        written = functools.partial(self._one_layer, None, form, states, parameters, learning=False)
+        with torch.random.fork_rng(devices), torch.inference_mode(False), _saving_alone(), unless_it_raises(written):
             own = [p[0].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
             with self._given(0, own, form) as (run, buffers):
                 recording = record(run, states, own, buffers, backward=learning)
@@ -324,7 +326,7 @@ class _Runner:
         """Return the state after the last layer and all gradients, by a program or as it is written."""
         _seed(0, states[0])
         own = [p[-1:].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
-        given = [s.detach().requires_grad_(learning) for s in states]
+        given = [s.detach().clone().requires_grad_(learning) for s in states]
         with torch.set_grad_enabled(learning), self._given(-1, [p[0] for p in own], form) as (run, buffers):
             if program is None:
                 outputs = run(given)
