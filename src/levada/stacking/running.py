@@ -50,6 +50,10 @@ def run_recorded(
     """
     if torch.compiler.is_compiling() or transformed() or _has_any_global_hook() or _has_mode():  # type: ignore[no-untyped-call]
         return NotImplemented
+    if torch.is_grad_enabled() and _packed(False) is not None:
+        return (
+            NotImplemented  # a checkpoint around the stack, or offloading: these see what autograd saves, and no more
+        )
     leaves, form = flatten(state)
     cache: dict[str, Any] = stacked.__dict__["cache"]
     runner: Any = None
@@ -89,6 +93,9 @@ _OWN = frozenset({"_parameters", "_buffers", "_modules", "layer"}) | {
     *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_forward_hooks_with_kwargs"),
     *("_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
 }
+
+# The hooks of who packs what a graph saves. Private: without it, such as these free nothing.
+_packed = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 
 
 def _has_mode() -> bool:
@@ -259,7 +266,7 @@ class _Runner:
         """Return the program of the first layer, after a look at whether it does what the last one does."""
         devices = [states[0].device.index] if states[0].is_cuda else []
         written = functools.partial(self._one_layer, None, form, states, parameters, learning=False)
-        with torch.random.fork_rng(devices), torch.inference_mode(False), _saving_alone(), unless_it_raises(written):
+        with torch.random.fork_rng(devices), torch.inference_mode(False), unless_it_raises(written):
             own = [p[0].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
             with self._given(0, own, form) as (run, buffers):
                 recording = record(run, states, own, buffers, backward=learning)
@@ -366,13 +373,6 @@ class _Runner:
             slices = [(*row, *buffers) for row, buffers in zip(slices, own, strict=True)] if own else slices
             self.rows = key, [program.prepare(*row) for row in slices]
         return self.rows[1]
-
-
-def _saving_alone() -> contextlib.AbstractContextManager[Any]:
-    """Let nobody who packs what a graph saves, as checkpoints do, see what is recorded."""
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
-        return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)
 
 
 def _seed(seed: int, like: Tensor) -> None:
