@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tests.stacking.stacks import DIM, pair
@@ -102,3 +105,23 @@ def test_memory_that_another_process_may_read_is_not_written_over():
     del given
     assert not function._memory_for(parameter, memory, 0).is_shared()
     assert not function._memory_for(parameter, memory, 0).is_shared()
+
+
+class Scaled(nn.Linear):
+    """Looks at a value, and so runs one by one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * float(x.sum())
+
+
+@pytest.mark.filterwarnings("ignore:Stack. stacked layers run one by one")
+def test_layers_that_run_one_by_one_hold_no_batch():
+    _, stacked = pair(lambda: Scaled(DIM, DIM))
+    held = []
+    for _ in range(3):
+        x = torch.randn(3, DIM)
+        held.append(weakref.ref(x))
+        stacked(x)
+        del x
+    gc.collect()
+    assert [batch() for batch in held] == [None] * 3

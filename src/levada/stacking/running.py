@@ -256,10 +256,10 @@ class _Runner:
             try:
                 self.programs[key] = self._record(states, form, parameters, learning)
             except RecordingError as error:
-                self.programs[key] = error
+                self.programs[key] = RecordingError(*error.args)  # a traceback would hold the batch
         found = self.programs[key]
         if isinstance(found, RecordingError):
-            raise found
+            raise RecordingError(*found.args)
         return found
 
     def _record(self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool) -> Program:
