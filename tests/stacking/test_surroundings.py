@@ -78,10 +78,29 @@ def test_inside_a_checkpoint(reentrant, batch):
     for stack in pair(dropping):
         x = batch.clone().requires_grad_()
         torch.manual_seed(1)
-        checkpoint(stack, x, use_reentrant=reentrant).square().sum().backward()
+        y = checkpoint(stack, x, use_reentrant=reentrant)
+        assert type(y.grad_fn).__name__ != "LayersBackward"  # its activations would be kept beside
+        y.square().sum().backward()
         found.append(x.grad)
         assert stack._stacked is None or is_recorded(stack)
     torch.testing.assert_close(*found)
+
+
+def test_who_packs_what_is_saved_is_given_all_of_it(batch):
+    packed: list[int] = []
+
+    def pack(saved: Tensor) -> Tensor:
+        packed[-1] += saved.nbytes
+        return saved.clone()
+
+    found = []
+    for stack in pair():
+        packed.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, Tensor.clone):
+            found.append(gradients(stack, batch))
+        assert is_recorded(stack) is (stack._stacked is not None)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert packed[0] == packed[1] > 0
 
 
 class Checkpointed(nn.Linear):

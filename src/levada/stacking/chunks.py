@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
@@ -248,15 +248,17 @@ class _Holder:
                 return written if [*after].count(written) == 1 else None
         return number if number not in self.ends else None  # an end outlives the chunk
 
-    def _roots(self, number: int | None) -> Iterator[int]:
-        """Yield a value and those whose memory it shares."""
-        if number is None:
-            return
-        yield number
-        step = self.producers.get(number)
-        for a in step.args if step is not None and (step.views or step.writes) else ():
-            if isinstance(a, Value):
-                yield from self._roots(a.number)
+    def _roots(self, number: int | None) -> set[int]:
+        """Return a value and those whose memory it shares."""
+        roots: set[int] = set()
+        open_ends = [] if number is None else [number]
+        while open_ends:
+            roots.add(root := open_ends.pop())
+            step = self.producers.get(root)
+            if step is not None and (step.views or step.writes):
+                given = {a.number for a in step.args if isinstance(a, Value)}
+                open_ends += given - roots  # a step in place gives back what it was given
+        return roots
 
     def _is_small(self, number: int) -> bool:
         shape, strides = self.recording.layouts[number][:2]

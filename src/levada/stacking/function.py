@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -216,18 +217,27 @@ def _memory_for(parameter: Tensor, memory: dict[int, Tensor], place: int) -> Ten
     The system hands large pieces out page by page: at 10,000 layers of width 64 this took as long as to fill them ten
     times.
     """
-    held = memory.get(place)
-    if held is not None and held.shape == parameter.shape and held.dtype == parameter.dtype and _is_alone(held):
-        return held.detach()
-    made = torch.empty_like(parameter)
-    if parameter.is_cpu and made.nbytes >= _LARGE and _uses is not None:
-        memory[place] = made
-        return made.detach()
-    return made
+    held = memory.pop(place, None)  # whoever has taken it asks alone: threads share what is held
+    if held is None or held.shape != parameter.shape or held.dtype != parameter.dtype or not _is_alone(held):
+        held = torch.empty_like(parameter)
+        if not parameter.is_cpu or held.nbytes < _LARGE or _uses is None:
+            return held
+    given = held.detach()
+    memory[place] = held  # in use by now
+    return given
 
 
 def _is_alone(held: Tensor) -> bool:
-    return _uses is not None and _uses(held.untyped_storage()._cdata) == 2  # by `held`, and by the object that asks
+    """Whether nobody else has the memory: no tensor, no array, no other process, no storage object."""
+    return not held.is_shared() and _holders(held) == _ALONE  # type: ignore[no-untyped-call]
+
+
+def _holders(held: Tensor) -> tuple[int, int]:
+    storage = held.untyped_storage()
+    return 0 if _uses is None else _uses(storage._cdata), sys.getrefcount(storage)
+
+
+_ALONE = _holders(torch.empty(1))
 
 
 _graph_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # private

@@ -82,8 +82,8 @@ def fused(recording: Recording) -> Recording:
     replaced: dict[int, Step | None] = {}
     for step in steps if not any(step.writes for step in steps) else ():
         terms = [a.number for a in step.args if isinstance(a, Value)]
-        if step.operator is not ATEN.add.Tensor or step.kwargs or len(terms) != 2:
-            continue
+        if step.operator is not ATEN.add.Tensor or step.kwargs or len({*terms}) != 2:
+            continue  # what is added to itself is read twice
         place = next((i for i in (0, 1) if terms[i] in products and uses[terms[i]] == 1), None)
         if place is None or len({recording.layouts[n] for n in (*terms, step.outputs.number)}) > 1:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
@@ -14,7 +15,7 @@ from levada.stacking.function import Form, How, Layers, flatten
 from levada.stacking.kinds import Kind
 from levada.stacking.parameters import StackedParameters
 from levada.stacking.program import Program, program_of
-from levada.stacking.recording import RecordingError, record
+from levada.stacking.recording import RecordingError, record, unless_it_raises
 from levada.stacking.undo import Before
 
 __all__ = ["Recorder"]
@@ -53,7 +54,8 @@ class Recorder:
             RecordingError: if the operations of the first layer are not those of all, or not again.
         """
         devices = [states[0].device.index] if states[0].is_cuda else []
-        with torch.random.fork_rng(devices), torch.inference_mode(False), _saving_alone():
+        written = functools.partial(self._one_layer, None, form, states, parameters, learning=False)
+        with torch.random.fork_rng(devices), torch.inference_mode(False), unless_it_raises(written):
             own = [p[0].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
             with self._given(0, own, form) as (run, buffers):
                 recording = record(run, states, own, buffers, backward=learning)
@@ -129,7 +131,7 @@ class Recorder:
         """Return the state after the last layer and all gradients, by a program or as it is written."""
         _seed(0, states[0])
         own = [p[-1:].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
-        given = [s.detach().requires_grad_(learning) for s in states]
+        given = [s.detach().clone().requires_grad_(learning) for s in states]
         with torch.set_grad_enabled(learning), self._given(-1, [p[0] for p in own], form) as (run, buffers):
             if program is None:
                 outputs = run(given)
@@ -149,13 +151,6 @@ class Recorder:
         gradients = torch.autograd.grad(ends, wanted, [torch.randn_like(y) for y in ends], allow_unused=True)
         zeros = map(torch.zeros_like, wanted)
         return [*(y.detach() for y in outputs), *(z if g is None else g for g, z in zip(gradients, zeros, strict=True))]
-
-
-def _saving_alone() -> contextlib.AbstractContextManager[Any]:
-    """Let nobody who packs what a graph saves, as checkpoints do, see what is recorded."""
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
-        return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)
 
 
 def _looks(item: tuple[str, Tensor | None]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,34 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Recording", "RecordingError", "Step", "Value", "record"]
+from levada._errors import UsageError
+
+__all__ = ["Recording", "RecordingError", "Step", "Value", "numbers", "record", "unless_it_raises"]
 
 
 class RecordingError(Exception):
     """Raised where running the same operations for all layers would not be what the layers do."""
+
+
+@contextlib.contextmanager
+def unless_it_raises(as_written: Callable[[], Any]) -> Iterator[None]:
+    """Take any error inside for a reason to run layers one by one, unless a layer as it is written has one too.
+
+    Args:
+        as_written: runs such a layer; what it raises is left to the user.
+
+    Raises:
+        RecordingError: for what was raised inside.
+        UsageError: where it was one.
+    """
+    try:
+        yield
+    except (RecordingError, UsageError):
+        raise
+    except Exception as error:
+        as_written()
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RecordingError(f"of its operations no program can be made ({told[:200]})") from error
 
 
 class Value(NamedTuple):

@@ -56,6 +56,8 @@ def run_recorded(
     """
     if torch.compiler.is_compiling() or transformed() or _has_any_global_hook() or _has_mode():  # type: ignore[no-untyped-call]
         return NotImplemented
+    if torch.is_grad_enabled() and _packed(False) is not None:
+        return NotImplemented  # a checkpoint around the stack, or offloading: they see what autograd saves, no more
     leaves, form = flatten(state)
     cache: dict[str, Any] = stacked.__dict__["cache"]
     runner: Any = None
@@ -82,6 +84,10 @@ def run_recorded(
             )
         return NotImplemented
     return form.state(outputs)
+
+
+# The hooks of who packs what a graph saves. Private: without it, such as these free nothing.
+_packed = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 
 
 def _has_mode() -> bool:
@@ -235,13 +241,13 @@ class _Runner:
             try:
                 self.programs[key] = self.recorder.program(states, form, parameters, learning)
             except RecordingError as error:
-                self.programs[key] = error
+                self.programs[key] = RecordingError(*error.args)  # a traceback would hold the batch
             if len(self.programs) > _PROGRAMS:
                 self.programs.popitem(last=False)
         self.programs.move_to_end(key)
         found = self.programs[key]
         if isinstance(found, RecordingError):
-            raise found
+            raise RecordingError(*found.args)
         return found
 
     @property

@@ -164,8 +164,8 @@ class Source:
         if isinstance(argument, Value):
             return f"v{argument.number}"
         if isinstance(argument, list | tuple):
-            items = ", ".join(self._text(a) for a in argument)
-            return f"[{items}]" if isinstance(argument, list) else f"({items},)"
+            items = "".join(f"{self._text(a)}, " for a in argument)  # of none, as a scalar's shape, no comma
+            return f"[{items}]" if isinstance(argument, list) else f"({items})"
         return self.constant(argument)
 
     def function(self, parameters: str, lines: Sequence[str]) -> Callable[..., Any]:
