@@ -229,7 +229,8 @@ def _memory_for(parameter: Tensor, memory: dict[int, Tensor], place: int) -> Ten
 
 def _is_alone(held: Tensor) -> bool:
     """Whether nobody else has the memory: no tensor, no array, no other process, no storage object."""
-    return not held.is_shared() and _holders(held) == _ALONE  # type: ignore[no-untyped-call]
+    shared: bool = held.is_shared()  # type: ignore[no-untyped-call]
+    return not shared and _holders(held) == _ALONE
 
 
 def _holders(held: Tensor) -> tuple[int, int]:

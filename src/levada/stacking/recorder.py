@@ -54,7 +54,7 @@ class Recorder:
             RecordingError: if the operations of the first layer are not those of all, or not again.
         """
         devices = [states[0].device.index] if states[0].is_cuda else []
-        written = functools.partial(self._one_layer, None, form, states, parameters, learning=False)
+        written = functools.partial(self._one_layer, None, form, states, parameters, learning)
         with torch.random.fork_rng(devices), torch.inference_mode(False), unless_it_raises(written):
             own = [p[0].detach().requires_grad_(p.requires_grad and learning) for p in parameters]
             with self._given(0, own, form) as (run, buffers):

@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from levada._errors import UsageError
-
 __all__ = ["Recording", "RecordingError", "Step", "Value", "numbers", "record", "unless_it_raises"]
 
 
@@ -32,11 +30,10 @@ def unless_it_raises(as_written: Callable[[], Any]) -> Iterator[None]:
 
     Raises:
         RecordingError: for what was raised inside.
-        UsageError: where it was one.
     """
     try:
         yield
-    except (RecordingError, UsageError):
+    except RecordingError:
         raise
     except Exception as error:
         as_written()
