@@ -156,6 +156,20 @@ def test_gradients_that_are_cleared_too_rarely_are_told_of(period: int) -> None:
     assert counted == sum(step % period > 0 for step in range(max(0, last - 63), last + 1))
 
 
+def test_of_how_many_steps_is_known_without_a_loss() -> None:
+    net, x = _network(), torch.randn(16, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    with levada.watch(net, optimizer, every=4) as watch:
+        for step in range(60):
+            if step % 2 == 0:
+                optimizer.zero_grad()
+            out = net(x)
+            out.backward(out.detach() / 16)  # begins at no scalar
+            optimizer.step()
+    (finding,) = [one for one in watch.findings if one.rule == "accumulated_gradients"]
+    assert abs(finding.evidence["of"] - 2 * finding.evidence["steps_with_old_gradients"]) <= 1
+
+
 def test_gradients_that_were_not_added_to_are_not_counted() -> None:
     layer = nn.Linear(1, 1)
     looking = Uncleared([torch.optim.SGD(layer.parameters(), lr=0.1)])
