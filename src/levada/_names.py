@@ -49,6 +49,7 @@ OWN_SCALARS: Final = (
     "loss_scale",
     "constant_loss",
     "uncleared_steps",
+    "uncleared_of",
     "alike_rows",
     "overhead",
     "nonfinite_rank",

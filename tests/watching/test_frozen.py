@@ -1,5 +1,8 @@
 """Parameters that are frozen while a model trains, and what only looks like it."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -85,6 +88,19 @@ def test_a_rate_that_ends_at_0_or_begins_there_is_no_news():
     assert loop.run(2 * UPDATES, rate_0=[0, 1, 2]) is None
     assert loop.run(UPDATES) is None
     assert loop.run(UPDATES, rate_0=[0, 1, 2]) is None
+
+
+def test_what_takes_the_place_of_others_is_followed_and_they_are_let_go():
+    loop = Loop()
+    loop.run(10)
+    old = [weakref.ref(p) for p in loop.model[1].parameters()]
+    loop.model[1] = nn.Linear(4, 4)
+    loop.optimizer.param_groups[1]["params"] = list(loop.model[1].parameters())
+    loop.run(10)
+    gc.collect()
+    assert [held() for held in old] == [None, None]
+    found = loop.run(UPDATES + 1, at_rest=[1])
+    assert (found.evidence["step"], found.evidence["parameters"]) == (20, ["1.weight", "1.bias"])
 
 
 def test_what_something_else_moves_is_not_frozen():

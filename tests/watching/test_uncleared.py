@@ -11,6 +11,7 @@ from benchmarks.watch_verdicts.synthetic import Synthetic
 from torch import Tensor, nn
 
 import levada
+from levada.watching.judge import Judge
 from levada.watching.judged import standing_of
 from levada.watching.uncleared import Uncleared
 
@@ -101,6 +102,42 @@ def test_gradients_that_are_cleared_in_whatever_way_are_not(step: Callable[..., 
     assert _piled(_watched(step)) == []
 
 
+def test_gradients_that_were_zeros_at_first_are_looked_at_again() -> None:
+    made = itertools.count()
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+        (loss() * (next(made) >= 12)).backward()  # never cleared
+        optimizer.step()
+
+    assert _piled(_watched(step))
+
+
+def test_it_is_said_where_zeros_do_not_tell_if_gradients_are_cleared() -> None:
+    standing = standing_of(_judge(_watched(_data)))
+    assert "zeros" in standing.unjudged["accumulated_gradients"]
+    assert "accumulated_gradients" not in standing.waiting  # it keeps no verdict
+    assert "accumulated_gradients" in standing_of(_judge(_watched(_none))).judged
+
+
+def _judge(watch: levada.watching.Watch) -> Judge:
+    assert watch.judge is not None
+    return watch.judge
+
+
+@pytest.mark.parametrize("clears", [False, True])
+def test_of_a_layer_that_alone_is_optimised_the_gradients_are_looked_at(clears: bool) -> None:
+    net, x = _network(), torch.randn(16, 4)
+    optimizer = torch.optim.SGD(net[2].parameters(), lr=1e-3)  # between others that get gradients
+    with levada.watch(net, optimizer, every=4) as watch:
+        for _ in range(60):
+            if clears:
+                optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    assert bool(_piled(watch)) is not clears
+    assert "accumulated_gradients" in standing_of(_judge(watch)).judged
+
+
 @pytest.mark.parametrize("period", [2, 7, 25])
 def test_gradients_that_are_cleared_too_rarely_are_told_of(period: int) -> None:
     made = itertools.count()
@@ -117,6 +154,20 @@ def test_gradients_that_are_cleared_too_rarely_are_told_of(period: int) -> None:
     assert finding.evidence["of"] >= finding.evidence["steps_with_old_gradients"] >= 8
     last, counted = watch.samples[-1].step, watch.samples[-1].scalars["uncleared_steps"]
     assert counted == sum(step % period > 0 for step in range(max(0, last - 63), last + 1))
+
+
+def test_of_how_many_steps_is_known_without_a_loss() -> None:
+    net, x = _network(), torch.randn(16, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    with levada.watch(net, optimizer, every=4) as watch:
+        for step in range(60):
+            if step % 2 == 0:
+                optimizer.zero_grad()
+            out = net(x)
+            out.backward(out.detach() / 16)  # begins at no scalar
+            optimizer.step()
+    (finding,) = [one for one in watch.findings if one.rule == "accumulated_gradients"]
+    assert abs(finding.evidence["of"] - 2 * finding.evidence["steps_with_old_gradients"]) <= 1
 
 
 def test_gradients_that_were_not_added_to_are_not_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -26,7 +27,7 @@ _EACH: Final = 64  # parameters of which the flags are read in each update; of m
 class _Stopped:
     """A parameter that is no more trained."""
 
-    held: nn.Parameter
+    held: weakref.ref[nn.Parameter]
     still: bool  # its rate is 0; else it asks for no gradient
     step: int  # the first at which it was seen so
     after: int  # the last at which it was not
@@ -60,8 +61,10 @@ class Frozen:
         self.found: Finding | None = None
         self._updates = 0
         self._last = -1  # the step of the last look
-        self._flags: list[bool] = []
-        self._trained: dict[int, nn.Parameter] = {}
+        self._flags: list[
+            tuple[int, bool]
+        ] = []  # what is held, as many others may take its place, and if it is trained
+        self._trained: dict[int, weakref.ref[nn.Parameter]] = {}
         self._stopped: dict[int, _Stopped] = {}
         self._told: list[int] = []
         self._over: set[int] = set()  # told once, or moved by something else
@@ -84,7 +87,7 @@ class Frozen:
         if model is None or not optimizers or (self._updates - 1) % (1 + len(self._flags) // _EACH):
             return False
         groups = [(group, rests(group)) for each in optimizers for group in each.param_groups]
-        flags = [p.requires_grad and not still for group, still in groups for p in group["params"]]
+        flags = [(id(p), p.requires_grad and not still) for group, still in groups for p in group["params"]]
         if flags != self._flags:
             self._flags = flags
             self._change(step, groups)
@@ -93,7 +96,8 @@ class Frozen:
             return False
         due = [key for key, one in self._stopped.items() if self._updates - one.update >= UPDATES]
         for key in set(due) - set(self._told):
-            if not torch.equal(self._stopped[key].numbers, some_of(self._stopped[key].held.detach())):
+            known = self._stopped[key].held()
+            if known is None or not torch.equal(self._stopped[key].numbers, some_of(known.detach())):
                 del self._stopped[key]  # something else moves it
                 self._over.add(key)
         now = [key for key in due if key in self._stopped]
@@ -111,21 +115,22 @@ class Frozen:
             for p in group["params"]:
                 key = id(p)
                 if p.requires_grad and not still:
-                    self._trained[key] = p
+                    self._trained[key] = weakref.ref(p)
                     self._over |= {key} & set(self._told)
-                elif key in trained:
-                    self._trained[key] = p
+                elif key in trained and trained[key]() is not None:
+                    self._trained[key] = trained[key]
                     if key in stopped:
                         self._stopped[key] = stopped[key]
                     elif key not in self._over:
                         numbers = some_of(p.detach()).clone()
-                        self._stopped[key] = _Stopped(p, still, step, self._last, self._updates, numbers)
+                        self._stopped[key] = _Stopped(trained[key], still, step, self._last, self._updates, numbers)
+        self._over &= self._trained.keys()  # another parameter may come to have the id of one that is gone
 
 
 def _finding(stopped: Sequence[_Stopped], model: nn.Module, sites: Sequence[Site]) -> Finding | None:
     """Return what is told of parameters that are no more trained; None if none of them is the model's."""
     named = {id(p): plain_name(name) for name, p in original(model).named_parameters()}
-    of = [(named[id(one.held)], one) for one in stopped if id(one.held) in named]
+    of = [(named[id(p)], one) for one in stopped if id(p := one.held()) in named]
     if not of:
         return None
     names = [name for name, _ in of]

@@ -206,6 +206,9 @@ def _absent(judge: Judge) -> Iterator[Reason]:
     alone = judge.blocks is None or judge.blocks.alone
     if why := no_loss or ("" if alone else "gradients are compared from step to step where one optimizer is watched"):
         yield "accumulated_gradients", why, waits and alone, None
+    if rows[-1].scalars.get("uncleared_of") == 0:
+        why = "the gradients that are compared are zeros, or no optimizer's: if they are cleared is not known"
+        yield "accumulated_gradients", why, False, None
     rate = "" if math.isfinite(float(rows[-1].scalars.get("lr", math.nan))) else "the learning rate is not known"
     update = "" if "update_ratio" in seen else "no update was measured"
     typed = judge.blocks is not None and bool(judge.blocks.resolution.isfinite().any())

@@ -159,7 +159,9 @@ class Losses:
         """
         constant = None if loss is None else self.constant.of(loss)
         piled = self.uncleared.steps or None
-        every = {"loss_scale": self.scale(), **others, "constant_loss": constant, "uncleared_steps": piled}
+        of = self.uncleared.of if piled or self.uncleared.over else None  # 0 where nothing is counted
+        every = {"loss_scale": self.scale(), **others, "constant_loss": constant}
+        every |= {"uncleared_steps": piled, "uncleared_of": of}
         return {name: value for name, value in every.items() if value is not None}
 
     def scale(self) -> Tensor | None:

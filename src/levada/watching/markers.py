@@ -24,8 +24,9 @@ class Markers:
     """Parameters whose gradients are looked at around each backward pass: a few of each optimizer.
 
     The first pass that changes gradients of an optimizer's parameters chooses among them, two from each end of those
-    that it changes. Each optimizer has its own, as those that take turns have passes of their own, during which the
-    parameters of the others may be frozen: the two of a GAN, with `toggle_optimizer` of Lightning.
+    that it changes. Those that no optimizer holds are chosen where it changes no others: nothing clears theirs. Each
+    optimizer has its own, as those that take turns have passes of their own, during which the parameters of the others
+    may be frozen: the two of a GAN, with `toggle_optimizer` of Lightning.
 
     Args:
         model: whose parameters they are.
@@ -127,19 +128,30 @@ class Markers:
         return not any(bool(gradient.any()) for gradient, _ in left)
 
     def _choose(self, state: State, reached: dict[int, list[nn.Parameter]], *, within: bool) -> None:
-        before = dict(state)
-        ends = {i: [*found, *_first_changed(reversed(before[i]))] for i, found in reached.items()}
+        new = set(reached) if within else self._waiting.intersection(reached)
+        ends = self._ends({i: before for i, before in state if i in new}) if new else {}
         if within:
             every = [p for found in ends.values() for p in found] or self.parameters[:_EACH]
             every = [*every[:_EACH], *every[-_EACH:]]
             self._looked, self._waiting = {0: list({id(p): p for p in every}.values())}, set()
             return
-        for i in self._waiting.intersection(ends):
+        for i in ends:
             self._looked[i] = list({id(p): p for p in ends[i]}.values())
-        self._waiting -= set(ends)
+        self._waiting -= new
         for i in self._waiting:
             those = self._looked[i]
             self._looked[i] = those[:: -(-len(those) // _WAITING)]
+
+    def _ends(self, state: dict[int, list[tuple[nn.Parameter, tuple[int, int]]]]) -> dict[int, list[nn.Parameter]]:
+        """Return, by optimizer, parameters from both ends of those whose gradients have changed; held ones, if any."""
+        held = {id(p) for each in self._optimizers for g in each.param_groups for p in g["params"]}
+        ends = {}
+        for i, before in state.items():
+            for known in ([(p, then) for p, then in before if id(p) in held], before):
+                if found := _first_changed(known):
+                    ends[i] = [*found, *_first_changed(reversed(known))]
+                    break
+        return ends
 
 
 def _first_changed(state: Iterable[tuple[nn.Parameter, tuple[int, int]]]) -> list[nn.Parameter]:

@@ -34,7 +34,8 @@ class Uncleared:
     Between the end of a step and the first backward pass after it, a loop that clears gradients takes them away or
     writes to them. Those of a few parameters are compared, without a look at their numbers. At the eighth such step of
     the run, and whenever there are twice as many, their numbers are looked at: a loop may fill them with zeros behind
-    autograd's back, and then nothing is said of it any more. Gradients that are accumulated over several backward
+    autograd's back. Nothing is counted then, until some other number is there at a look 64 steps later or sooner, as
+    where the loss had a weight of 0 at first. Gradients that are accumulated over several backward
     passes are used by one step, and count as soon as a second one finds them. What a backward pass of another model's
     step adds, as a generator's, is cleared before this one's own, and does not count.
 
@@ -44,6 +45,7 @@ class Uncleared:
 
     Attributes:
         run: how many there are in a row, up to the last step; 0 as well if it cannot be told.
+        over: whether nothing is counted now, as the gradients were zeros when they were looked at, or no optimizer's.
 
     Example:
         >>> import torch
@@ -61,10 +63,10 @@ class Uncleared:
     def __init__(self, optimizers: Sequence[Any]) -> None:
         self.run = 0
         self._latest: deque[bool] = deque(maxlen=LATEST)
-        self._count = 0  # of the whole run
+        self._count = 0  # of the whole run, also while nothing is counted
         self._look = LEAST
         self._optimizers = optimizers
-        self._over = False
+        self.over = False
         self._whole = False  # whether this step's gradients hold those of the last
         self._left: list[tuple[weakref.ref[nn.Parameter], tuple[int, int]]] = []  # as the last update left them
 
@@ -84,8 +86,8 @@ class Uncleared:
             (p := held()) is not None and state_of(p.grad) == then for held, then in self._left
         )
         if self._whole and self._count + 1 >= self._look:
-            self._look *= 2
-            self._over = not self._used()
+            self.over = not self._used()
+            self._look = min(2 * self._look, self._count + 1 + LATEST) if self.over else 2 * self._look
 
     def after(self, *, changed: bool) -> None:
         """Hear of a backward pass of this step.
@@ -105,13 +107,17 @@ class Uncleared:
         Args:
             parameters: a few of those that the backward pass reached.
         """
-        if self._over or len(self._optimizers) != 1:
+        if len(self._optimizers) != 1:
             self.run = 0
             self._latest.clear()
             return
-        self.run = self.run + 1 if self._whole else 0
         self._count += self._whole
-        self._latest.append(self._whole)
+        if self.over:
+            self.run = 0
+            self._latest.clear()
+        else:
+            self.run = self.run + 1 if self._whole else 0
+            self._latest.append(self._whole)
         self._whole = False
         self._left = [(weakref.ref(p), state_of(p.grad)) for p in parameters if p.grad is not None]
 

@@ -312,7 +312,8 @@ def accumulated_gradients(view: View) -> Iterable[Finding]:
     steps = int(float(view.sample.scalars.get("uncleared_steps", 0.0)))
     if steps < LEAST:
         return
-    of = max(steps, min(view.loss.steps, LATEST))
+    latest = int(min(view.step + 1, LATEST))  # a run that was recorded without it
+    of = max(steps, int(float(view.sample.scalars.get("uncleared_of", latest))))
     names, loss = view.blocks.names, view.loss
     suffers = view.given_back >= RISEN or view.nothing_learned
     yield Finding(
