@@ -118,6 +118,8 @@ def test_a_folder_that_is_slow_to_look_through_takes_a_part_of_the_time(
     looks = []
 
     def slow(root: Path) -> tuple[list[str], int]:
+        if root != tmp_path:  # of a server that another test has left
+            return found_in(root)
         looks.append(time.monotonic())
         time.sleep(0.05)
         return [], 0
@@ -139,7 +141,7 @@ def test_a_look_that_fails_is_not_the_last(
     left = [ValueError("a fault"), ValueError("a fault")]
 
     def failing(root: Path) -> Any:
-        if left:
+        if left and root == tmp_path:  # and no server that another test has left
             raise left.pop()
         return found_in(root)
 
