@@ -330,3 +330,21 @@ def test_an_error_in_it_ends_it_alone(monkeypatch):
                 optimizer.step()
     assert ["unoptimised_parameters raised RuntimeError: broken" in str(one.message) for one in warned] == [True]
     assert watch.judge in watch._listeners
+
+
+def test_weights_that_no_optimizer_holds_lose_no_updates():
+    """Biases are trained alone, by a list of them."""
+    torch.manual_seed(0)
+    net = model()
+    x = torch.randn(64, 8)
+    y = net(x).detach() + 1.0
+    optimizer = torch.optim.Adam([p for n, p in net.named_parameters() if "bias" in n], lr=0.003)
+    with levada.watch(net, optimizer, every=2, max_overhead=1e9) as watch:
+        for _ in range(300):
+            optimizer.zero_grad()
+            (net(x) - y).square().mean().backward()
+            optimizer.step()
+    report = watch.report()
+    assert "lost_update" not in {finding.rule for finding in report.findings}
+    assert report.verdict == "healthy", report
+    assert "lost_update: no optimizer moves the weights of a block" in str(report)

@@ -212,9 +212,10 @@ def _absent(judge: Judge) -> Iterator[Reason]:
     rate = "" if math.isfinite(float(rows[-1].scalars.get("lr", math.nan))) else "the learning rate is not known"
     update = "" if "update_ratio" in seen else "no update was measured"
     typed = judge.blocks is not None and bool(judge.blocks.resolution.isfinite().any())
-    types = "" if typed else "the type of the weights' numbers is not known"
-    if why := update or types or rate:
-        yield "lost_update", why, waits, None
+    still = judge.blocks is not None and judge.blocks.known and not typed
+    none = "no optimizer moves the weights of a block" if still else "the type of the weights' numbers is not known"
+    if why := update or ("" if typed else none) or rate:
+        yield "lost_update", why, waits and not still, None
     for rule in _RATES:
         if why := update or no_loss or (rate if rule.endswith("low") else ""):
             yield rule, why, waits, None

@@ -41,7 +41,7 @@ class Blocks:
     Attributes:
         sites: the blocks, in order of execution.
         resolution: per block, the distance from 1 to the next number of its weights' type, the finest where they
-            differ; NaN where the model is not known.
+            differ; NaN where the model is not known, or no optimizer moves them.
         trainable: per block, whether a parameter asks for a gradient and is one that an optimizer moves, at a rate that
             is not 0; true where the model is not known.
         known: whether the model is known.
@@ -81,7 +81,9 @@ class Blocks:
                 held = [parameters[name] for name in site.parameters if name in parameters]
                 asking = [p for p in held if p.requires_grad and p.is_floating_point()]
                 trainable[i] = any(not optimizers or id(p) in moved for p in asking) or not held
-                if asking:
+                # Updates are measured of matrices, so that biases that are trained alone move none.
+                weights = [p for p in asking if p.dim() > 1] or asking
+                if any(not optimizers or id(p) in moved for p in weights):
                     resolution[i] = min(torch.finfo(p.dtype).eps for p in asking)
         name = type(optimizers[0]).__name__ if optimizers else ""
         return cls(tuple(sites), resolution, trainable, model is not None, name, len(optimizers) < 2)
