@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from levada.ops import _reading
+from levada.ops import _ahead, _reading
 
 
 @pytest.fixture(autouse=True)
@@ -17,4 +17,14 @@ def calls(monkeypatch):
     found = []
     real = _reading._Read.apply
     monkeypatch.setattr(_reading._Read, "apply", lambda *given: found.append(1) or real(*given))
+    return found
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Count how often streams are written and read as one node."""
+    pytest.importorskip("numba")
+    found = []
+    real = _ahead._Ahead.apply
+    monkeypatch.setattr(_ahead._Ahead, "apply", lambda *given: found.append(1) or real(*given))
     return found

@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from levada import HyperConnection, Stack
-from levada.ops import _ahead, _cpu, _kernels, write_streams
+from levada.ops import _cpu, _kernels, write_streams
 from levada.ops._define import plain_operations
 from levada.ops.hyper import Parameters, cpu, read_hyper, write_and_read_hyper
 from levada.ops.hyper.autograd import READ
@@ -227,16 +227,6 @@ def in_one(state, out, weights, mix, *own):
 
 def in_two(state, out, weights, mix, *own):
     return fused(write_streams(state, out, weights, mix), *own)
-
-
-@pytest.fixture
-def joined(monkeypatch):
-    """Count how often streams are written and read as one node."""
-    pytest.importorskip("numba")
-    found = []
-    real = _ahead._Ahead.apply
-    monkeypatch.setattr(_ahead._Ahead, "apply", lambda *given: found.append(1) or real(*given))
-    return found
 
 
 @pytest.mark.parametrize("centred", [True, False])

@@ -9,7 +9,7 @@ from tests.ops.test_hyper import run
 from torch.autograd import gradcheck, gradgradcheck
 
 from levada import HyperConnection, Stack
-from levada.ops import _ahead, _kernels, write_streams
+from levada.ops import _kernels, write_streams
 from levada.ops._define import plain_operations
 from levada.ops.hyper.static import cpu, read_static, write_and_read_static
 
@@ -105,16 +105,6 @@ def written(leading, n, dim, each):
 
 def in_two(state, out, weights, mix, read):
     return by_formula(write_streams(state, out, weights, mix), read)
-
-
-@pytest.fixture
-def joined(monkeypatch):
-    """Count how often streams are written and read as one node."""
-    pytest.importorskip("numba")
-    found = []
-    real = _ahead._Ahead.apply
-    monkeypatch.setattr(_ahead._Ahead, "apply", lambda *given: found.append(1) or real(*given))
-    return found
 
 
 @pytest.mark.parametrize("each", [True, False])

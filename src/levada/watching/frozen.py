@@ -61,9 +61,8 @@ class Frozen:
         self.found: Finding | None = None
         self._updates = 0
         self._last = -1  # the step of the last look
-        self._flags: list[
-            tuple[int, bool]
-        ] = []  # what is held, as many others may take its place, and if it is trained
+        # What is held, as others may take its place, and whether it is trained.
+        self._flags: list[tuple[int, bool]] = []
         self._trained: dict[int, weakref.ref[nn.Parameter]] = {}
         self._stopped: dict[int, _Stopped] = {}
         self._told: list[int] = []
