@@ -62,3 +62,26 @@ def test_losses_of_several_kinds_that_take_turns_do_not_jump():
     assert spikes(run) == []
     run.run(10, lambda step, values, scalars, losses: losses.__setitem__(slice(None), [(s, 20.0) for s, _ in losses]))
     assert len(spikes(run)) == 1
+
+
+def jumping_to(level, *, first, at=600):
+    """Of a loss whose first few have a median of 1.2, that then falls to 0.45, and is at a level from a step on."""
+
+    def edit(step, values, scalars, losses):
+        losses[:] = [
+            (s, first if s == 0 else (0.45 + 0.79 * math.exp(-s / 100) if s < at else level) + 0.01 * (s * 7 % 5))
+            for s, _ in losses
+        ]
+
+    return edit
+
+
+def test_a_jump_without_a_reason_is_an_alarm_above_the_loss_of_the_untrained_model():
+    """Harder data, or another loss function, take it up as well; 300 was an initialisation that was off."""
+    for level, first, severity in ((1.4, 2.0, "info"), (2.2, 2.0, "warn"), (200.0, 300.0, "warn")):
+        run = Synthetic()
+        run.run(45, jumping_to(level, first=first))
+        (finding,) = spikes(run)
+        assert 1.1 < finding.evidence["start"] < 1.3
+        assert (finding.evidence["explained_by"], finding.severity) == (None, severity), (level, first)
+        assert "If the data or the loss function was changed there, that is why." in finding.claim

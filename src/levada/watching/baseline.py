@@ -261,6 +261,11 @@ class LossBaseline:
         return max(0.0, max(self.start, self.first) - self.best) if math.isfinite(self.best) else 0.0
 
     @property
+    def untrained(self) -> float:
+        """The loss of the untrained model: the very first, or twice the start if an initialisation was further off."""
+        return max(self.start, min(self.first, self.start + abs(self.start)))
+
+    @property
     def fell(self) -> bool:
         """Whether it came below its start by a twentieth of that, or so far below the very first, scatter left out.
 

@@ -259,10 +259,10 @@ def _finding(spike: _Spike, view: View) -> Finding:
     by_rate = spike.raised if spike.raised is not None and spike.raised["by"] < spike.onset else None
     caused = bool(moved) or by_rate is not None
     severity: Severity = "warn" if spike.unheard and (caused or _odd(spike)) else "info"
-    lost = spike.ended is None or not spike.level < view.loss.start
-    if spike.lasting >= LASTING and caused and lost:
+    stays = spike.peak if spike.ended is None else spike.level
+    if spike.lasting >= LASTING and caused and (spike.ended is None or not stays < view.loss.start):
         severity = "error"
-    elif spike.lasting >= UNEXPLAINED and lost:
+    elif spike.lasting >= UNEXPLAINED and not stays < view.loss.untrained:
         severity = "warn"
     first = moved[0] if moved else None
     if severity == "info" or not made_it_rise(by_rate, view.lr, spike.onset):
@@ -357,4 +357,6 @@ def _why(spike: _Spike) -> str:
         )
     elif _odd(spike):
         sentences.append(f"The batch of step {spike.onset} stands out: the steps after it are left with a fraction.")
+    elif not (moved or spike.raised) and not math.isnan(spike.level):
+        sentences.append("If the data or the loss function was changed there, that is why.")
     return " ".join(sentences)
