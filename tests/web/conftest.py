@@ -34,6 +34,8 @@ __all__ = ["Client", "np", "served"]
 
 collect_ignore = ["fuzz.py"]  # a program, for which atheris must be there
 
+WAIT = 500.0
+"""Seconds that an answer may take: the machine may be busy, and a process that computes gives way to all others."""
 HOSTILE = "</script><script>alert('é')</script>"
 SITES = [{"name": f"layers.{i}", "order": i, "kind": "Linear", "shape": [4, 8], "parameters": []} for i in range(5)]
 SIGNALS = ("signal_rms", "gradient_rms", "gradient_nonfinite")
@@ -169,7 +171,7 @@ class Client:
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
         """Send a request as it is written here, with no more than a Host of its own; give status, headers, body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
         with contextlib.closing(connection):
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             given = {"host": f"127.0.0.1:{self.port}", **self.headers, **headers}
@@ -206,7 +208,7 @@ class Client:
     @contextlib.contextmanager
     def listening(self) -> Iterator[http.client.HTTPResponse]:
         """Give the stream of events."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
         with contextlib.closing(connection):
             connection.request("GET", "/api/1/events")
             with connection.getresponse() as stream:
@@ -223,7 +225,7 @@ def served(
     *,
     closed: bool = False,
     pages: Path | None = None,
-    seconds: float = 30.0,
+    seconds: float = WAIT,
     every: float = 0.1,
     **how: Any,
 ) -> Iterator[Client]:
@@ -242,7 +244,7 @@ def served(
             access,
             pages=Pages(pages) if pages else nothing,
             reader=reader,
-            computation=how.get("computation") or Computation(),
+            computation=how.get("computation") or Computation(WAIT),
             every=every,
         )
         server = Server(configured(app), app.end)

@@ -129,7 +129,7 @@ def test_networks_that_cannot_be_meant_are_refused(client: Client, wrong: Any) -
             CheckOf(**wrong)
 
 
-SLOW = "import sys, time; sys.stdin.read(); time.sleep(60)"
+SLOW = "import sys, time; sys.stdin.read(); time.sleep(600)"
 GREEDY = (
     "import sys; from levada.web.child import limit_memory; limit_memory(2**28); sys.stdin.read(); "
     "held = bytearray(2**30); print('{}')"
@@ -169,8 +169,19 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return write
 
 
-def test_two_are_computed_at_a_time_and_the_third_comes_later(root: Path, program: Any) -> None:
-    with served(root, computation=Computation(3.0, program("slow", SLOW))) as client:
+def begun(folder: Path, count: int) -> None:
+    """Wait until so many processes have begun to compute."""
+    late = time.monotonic() + 120
+    while len(list(folder.glob("began-*"))) < count:
+        assert time.monotonic() < late
+        time.sleep(0.02)
+
+
+def test_two_are_computed_at_a_time_and_the_third_comes_later(root: Path, tmp_path: Path, program: Any) -> None:
+    ends = f"open({str(tmp_path / 'began-')!r} + str(os.getpid()), 'w').close()\n"
+    ends += f"for _ in range(4000):\n    if os.path.exists({str(tmp_path / 'end')!r}): break\n    time.sleep(0.02)\n"
+    ends += "print('{}')"
+    with served(root, computation=Computation(600.0, program("slow", f"import os, time\n{ends}"))) as client:
         found: list[tuple[int, Any]] = []
 
         def ask() -> None:
@@ -180,31 +191,30 @@ def test_two_are_computed_at_a_time_and_the_third_comes_later(root: Path, progra
         threads = [threading.Thread(target=ask) for _ in range(2)]
         for thread in threads:
             thread.start()
-        time.sleep(1.0)
+        begun(tmp_path, 2)
         ask()
         assert found == [(429, "5")]
         assert client.get("/api/1/runs")[0] == 200  # the server answers meanwhile
+        (tmp_path / "end").touch()
         for thread in threads:
             thread.join()
-        assert found[1:] == [(422, None)] * 2
+        assert found[1:] == [(200, None)] * 2
 
 
 def test_what_takes_too_long_is_ended(root: Path, program: Any) -> None:
     with served(root, computation=Computation(0.5, program("slow", SLOW))) as client:
-        began = time.monotonic()
         status, _, body = client.post(CHECK, {"depth": 3, "width": 8})
-        assert (status, time.monotonic() - began < 30) == (422, True)
-        assert "takes longer than" in json.loads(body)["detail"]
+        assert (status, "takes longer than" in json.loads(body)["detail"]) == (422, True)
 
 
 def test_what_takes_too_much_memory_is_ended(root: Path, program: Any) -> None:
-    with served(root, computation=Computation(60.0, program("greedy", GREEDY))) as client:
+    with served(root, computation=Computation(600.0, program("greedy", GREEDY))) as client:
         status, _, body = client.post(CHECK, {"depth": 3, "width": 8})
         assert (status, json.loads(body)["detail"][:45]) == (422, "The network takes more than it may here: make")
 
 
 def test_the_process_that_computes_has_its_limits(root: Path, program: Any) -> None:
-    with served(root, computation=Computation(60.0, program("probing", PROBING))) as client:
+    with served(root, computation=Computation(600.0, program("probing", PROBING))) as client:
         status, _, body = client.post(CHECK, {"depth": 3, "width": 8})
         assert (status, json.loads(body)) == (200, {"given": True, "more": False, "cpu": [120, 120], "nice": True})
 
@@ -215,28 +225,29 @@ def test_an_answer_counts_if_its_process_ended_well_and_it_is_no_larger_than_one
     told = "import json, os, sys; of = os.environ; "
     told += "print(json.dumps([of['OMP_NUM_THREADS'], of['CUDA_VISIBLE_DEVICES']]))"
     asked = {"depth": 3, "width": 8}
-    with served(root, computation=Computation(60.0, program("well", told))) as client:
+    with served(root, computation=Computation(600.0, program("well", told))) as client:
         status, _, body = client.post(CHECK, asked)
         assert (status, json.loads(body)) == (200, ["1", ""])  # one thread, and no accelerator
         monkeypatch.setattr("levada.web.computation._LARGEST", len(body) - 1)
         assert client.post(CHECK, asked)[0] == 422
         monkeypatch.undo()
-    with served(root, computation=Computation(60.0, program("badly", f"{told}; sys.exit(3)"))) as client:
+    with served(root, computation=Computation(600.0, program("badly", f"{told}; sys.exit(3)"))) as client:
         assert client.post(CHECK, asked)[0] == 422
 
 
-def test_what_no_one_waits_for_keeps_no_place(root: Path, program: Any) -> None:
-    quick = "import sys, time; time.sleep(60 if '\"depth\":3' in sys.stdin.read() else 0); print('{}')"
-    with served(root, computation=Computation(60.0, program("sometimes", quick))) as client:
+def test_what_no_one_waits_for_keeps_no_place(root: Path, tmp_path: Path, program: Any) -> None:
+    first = f"open({str(tmp_path / 'began-')!r} + str(os.getpid()), 'w').close(), time.sleep(600)"
+    quick = f"import os, sys, time\nif '\"depth\":3' in sys.stdin.read(): {first}\nprint('{{}}')"
+    with served(root, computation=Computation(600.0, program("sometimes", quick))) as client:
         own = f"Host: 127.0.0.1:{client.port}\r\nOrigin: http://127.0.0.1:{client.port}\r\n"
         own += f"Authorization: Bearer {client.token}\r\nContent-Type: application/json\r\n"
         body = '{"depth":3,"width":8}'
         asked = f"POST {CHECK} HTTP/1.1\r\n{own}Content-Length: {len(body)}\r\n\r\n{body}".encode()
-        for _ in range(MAX_PROCESSES):
+        for count in range(1, MAX_PROCESSES + 1):
             with socket.create_connection(("127.0.0.1", client.port)) as left:
                 left.sendall(asked)
-                time.sleep(1.0)
-        began = time.monotonic()
-        while (found := client.post(CHECK, {"depth": 4, "width": 8})[0]) == 429 and time.monotonic() < began + 20:
+                begun(tmp_path, count)
+        late = time.monotonic() + 120
+        while (found := client.post(CHECK, {"depth": 4, "width": 8})[0]) == 429 and time.monotonic() < late:
             time.sleep(0.1)
         assert found == 200

@@ -39,7 +39,7 @@ def drawn_on(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     (folder / "quick.py").write_text(QUICK)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
-        with served(root, computation=Computation(60.0, "quick")) as client:
+        with served(root, computation=Computation(600.0, "quick")) as client:
             client.runs()
             yield client
 

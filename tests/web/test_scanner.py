@@ -11,6 +11,7 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,15 +35,14 @@ def row(steps: int = 0) -> Row:
 class Told:
     """A reader that gives of each run how often it was asked."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.asked, self.refuses, self.seconds = 0, 0, seconds
+    def __init__(self) -> None:
+        self.asked, self.refuses = 0, 0
 
     async def start(self) -> None:
         """Have nothing to start."""
 
     async def ask(self, name: str, **_: Any) -> bytes:
         self.asked += 1
-        await asyncio.sleep(self.seconds)
         if self.refuses:
             raise RefusedError(self.refuses, "It is refused.")
         return row(self.asked).model_dump_json().encode()
@@ -95,44 +95,65 @@ def test_a_reader_that_has_no_time_is_asked_again_and_the_run_is_not_called_unre
     asyncio.run(ask())
 
 
-def test_a_run_that_is_slow_to_read_is_not_read_at_every_change(tmp_path: Path, grows: Any) -> None:
+class Clock:
+    """The scanner's clock, which stands but where reading, looking or waiting moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(looking, "time", made)
+    return made
+
+
+def test_a_run_that_is_slow_to_read_is_not_read_at_every_change(tmp_path: Path, grows: Any, clock: Clock) -> None:
+    class Slow(Told):
+        async def ask(self, name: str, **how: Any) -> bytes:
+            clock.now += 0.1
+            return await super().ask(name, **how)
+
     async def ask() -> None:
-        reader = Told(seconds=0.1)
+        reader = Slow()
         scanner = scanning(tmp_path, reader)
-        for _ in range(3):
+        asked = []
+        for pause in (0.0, 0.5, 0.4, 0.2, 0.5):
+            clock.now += pause
             grows()
             await scanner.look()
-        assert reader.asked == 1  # it took 0.1 s, so for 1 s there is not another
-        next(iter(scanner._known.values())).next = 0.0
-        await scanner.look()
-        assert reader.asked == 2
+            asked.append(reader.asked)
+        assert asked == [1, 1, 1, 2, 2]  # it took 0.1 s, so for 1 s there is not another
 
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize(("latest", "least", "most"), [(30.0, 0.5, 30.0), (0.1, 0.1, 0.5)])
+@pytest.mark.parametrize(("latest", "apart"), [(30.0, 0.55), (0.1, 0.15)])
 def test_a_folder_that_is_slow_to_look_through_takes_a_part_of_the_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latest: float, least: float, most: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, latest: float, apart: float
 ) -> None:
-    monkeypatch.setattr(looking, "_LATEST", latest)
-    looks = []
+    looks: list[float] = []
 
     def slow(root: Path) -> tuple[list[str], int]:
-        if root != tmp_path:  # of a server that another test has left
-            return found_in(root)
-        looks.append(time.monotonic())
-        time.sleep(0.05)
+        looks.append(clock.now)
+        clock.now += 0.05
         return [], 0
 
-    async def ask() -> None:
-        task = asyncio.create_task(scanning(tmp_path, Told(), every=0.0).run())
-        while len(looks) < 3:
-            await asyncio.sleep(0.01)
-        task.cancel()
+    async def sleep(seconds: float) -> None:
+        if len(looks) == 3:
+            raise asyncio.CancelledError
+        clock.now += seconds
 
+    monkeypatch.setattr(looking, "_LATEST", latest)
     monkeypatch.setattr(looking, "found_in", slow)
-    asyncio.run(ask())
-    assert least < min(b - a for a, b in itertools.pairwise(looks)) < most
+    monkeypatch.setattr(looking, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(scanning(tmp_path, Told(), every=0.0).run())
+    assert [b - a for a, b in itertools.pairwise(looks)] == pytest.approx([apart] * 2)
 
 
 def test_a_look_that_fails_is_not_the_last(
