@@ -19,8 +19,9 @@ from levada.diagnose.finding import Finding
 from levada.inputs import tensors_in
 from levada.runs.manifest import versions_here
 from levada.watching.baseline import LossBaseline
+from levada.watching.broken import broken_parameters
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
-from levada.watching.nonfinite import RULE, SKIPPED, broken_parameters
+from levada.watching.nonfinite import RULE, SKIPPED
 from levada.watching.places import original, plain_name
 from levada.watching.spike import STEEP, jumps
 from levada.watching.telling import warn
