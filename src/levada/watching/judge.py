@@ -138,7 +138,8 @@ class Judge:
         targets = self.left_out.updated(step, loss)
         self._rates.before_update(step, rate_of(self._optimizers))
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
-        self._between.before_update(step, self._model, self._stepping, self.blocks, self.habits.silence)
+        weights = getattr(self._source, "weights", None)
+        self._between.before_update(step, self._model, self._optimizers, self.blocks, self.habits.silence, weights)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
         self._jumps = self.keeper is not None and self.keeper.highest > self._limit
@@ -318,14 +319,13 @@ class Judge:
         return self._between.unheld
 
     @property
-    def _optimizers(self) -> Sequence[Any]:
-        return getattr(self._source, "optimizers", ())
+    def stopped(self) -> str:
+        """Which optimizer steps no more, though what it holds gets gradients; "" if none does."""
+        return self._between.stopped
 
     @property
-    def _stepping(self) -> Sequence[Any]:
-        """The optimizers that have stepped so far; before the first step all."""
-        weights = getattr(self._source, "weights", None)
-        return [each for each in self._optimizers if weights is None or not weights.idle(each)] or self._optimizers
+    def _optimizers(self) -> Sequence[Any]:
+        return getattr(self._source, "optimizers", ())
 
     @property
     def _model(self) -> nn.Module | None:

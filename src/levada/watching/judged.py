@@ -62,8 +62,10 @@ def standing_of(
         ('unknown', ('skipped_steps',))
     """
     every = ("numerical_overflow", "loss_spike", SKIPPED, UNOPTIMISED, *judge.rules)
-    # Has judged, whatever it lacks; but a spike that is no alarm does not say that the loss is sound.
-    fired = {one.rule for one in judge.fired if one.rule != "loss_spike" or one.severity != "info"}
+    # Has judged, whatever it lacks; but a spike that is no alarm does not say that the loss is sound, nor one that
+    # something stands still that all is trained.
+    facts = ("loss_spike", UNOPTIMISED)
+    fired = {one.rule for one in judge.fired if one.rule not in facts or one.severity != "info"}
     reasons = [(rule, over, True, None) for rule in every] if over else [*_ended(judge), *_reasons(judge)]
     early = not over and judge.compared < judge.confirm
     if (broken := _broken(judge)) and not over:  # what is sampled or seen of the loss then counts for none of them
@@ -114,6 +116,8 @@ def _broken(judge: Judge) -> str:
 
 
 def _reasons(judge: Judge) -> Iterator[Reason]:
+    if why := judge.stopped:
+        yield UNOPTIMISED, why, True, None
     updates = judge.unheld
     if updates is not None and updates < UPDATES:  # it only informs: no verdict waits for it
         yield UNOPTIMISED, f"it takes {UPDATES} updates", False, ("updates", UPDATES, updates)
