@@ -156,7 +156,9 @@ def test_an_optimizer_that_steps_no_more_is_told_and_the_verdict_is_open():
     assert standing.verdict == "unknown"  # also where that was told
 
 
-@pytest.mark.parametrize("options", [{"stops": 999, "steps": 398, "lengths": (100, 1)}, {"stops": 100, "freezes": True}])
+@pytest.mark.parametrize(
+    "options", [{"stops": 999, "steps": 398, "lengths": (100, 1)}, {"stops": 100, "freezes": True}]
+)
 def test_a_turn_and_a_freeze_leave_the_verdict(options):
     _, standing = hush(**options)
     assert "unoptimised_parameters" not in standing.waiting

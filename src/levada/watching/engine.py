@@ -273,6 +273,7 @@ class Engine:
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
         self.weights.after(optimizer)
+        self.losses.stepped(optimizer)
         self.passes.skips.updated(self.steps)
         self._stepped.add(id(optimizer))
         self._finish()
