@@ -50,6 +50,7 @@ OWN_SCALARS: Final = (
     "constant_loss",
     "uncleared_steps",
     "uncleared_of",
+    "uncleared_optimizer",
     "alike_rows",
     "overhead",
     "nonfinite_rank",

@@ -406,3 +406,35 @@ def test_where_the_weights_are_finite_no_earlier_batch_is_kept(tmp_path):
             optimizer.step()
     (folder,) = watching.judge.keeper.folders
     assert "earlier" not in {**read_bundle(folder).values, **read_bundle(folder).missing}
+
+
+def test_notes_are_of_their_own_step_and_a_checkpoint_of_all_later_ones(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, every=10, run=tmp_path / "run") as watching:
+        for step in range(8):
+            if step < 6:
+                watching.note(indices=[step], targets=torch.full((1,), float(step)), checkpoint="5.pt")
+            optimizer.zero_grad()
+            (model(torch.ones(1, 2)).sum() * (math.nan if step == 7 else 1.0)).backward()
+            optimizer.step()
+    (folder,) = watching.judge.keeper.folders
+    kept = read_bundle(folder)
+    assert (kept.step, kept.checkpoint) == (7, "5.pt")
+    assert not {"indices", "targets"} & kept.values.keys()
+
+
+def test_of_a_step_that_is_left_before_its_update_the_notes_are_kept(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, every=10, run=tmp_path / "run") as watching:
+        for step in range(4):
+            watching.note(indices=[step], targets=torch.full((1,), math.nan if step == 3 else 0.0))
+            outputs = model(torch.ones(1, 2))
+            if step == 3:
+                break
+            optimizer.zero_grad()
+            outputs.sum().backward()
+            optimizer.step()
+    (folder,) = watching.judge.keeper.folders
+    assert read_bundle(folder).values["indices"] == [3]

@@ -98,7 +98,7 @@ def test_noted_targets_are_looked_at_with_a_folder_and_without(tmp_path, run):
         "the targets hold NaN in 1 of their 32 values; its weights are finite, and so are the inputs" in finding.claim
     )
     assert finding.evidence["tensor"] == "targets"
-    assert watch.judge._targets is None  # they are let go
+    assert watch.judge.left_out.targets is None  # they are let go
 
 
 def test_targets_of_another_step_say_nothing_of_this_one():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import levada
+from levada.watching.judged import standing_of
 
 
 class Pair(nn.Module):
@@ -121,3 +122,43 @@ def test_an_optimizer_that_never_steps_is_told_as_what_no_stepping_one_holds():
     assert [*told] == ["unoptimised_parameters"]
     assert told["unoptimised_parameters"].evidence["number"] == 6
     assert told["unoptimised_parameters"].where == {"first": "first.0", "last": "first.2"}
+
+
+def hush(stops, steps=330, lengths=(1, 1), freezes=False):
+    """Train two halves with an optimizer each; the first one makes no step from `stops` on, though gradients come."""
+    pair = Pair()
+    halves = (pair.first, pair.second)
+    optimizers = [torch.optim.SGD(half.parameters(), lr=1e-2) for half in halves]
+    with levada.watch(pair, optimizers, every=10, max_overhead=1e9) as watch:
+        for step in range(steps):
+            x = torch.randn(8, 4)
+            for each in optimizers:
+                each.zero_grad()
+            if freezes and step == stops:
+                pair.first.requires_grad_(False)
+            (pair.second(pair.first(x)) - x.sum(1, keepdim=True)).square().mean().backward()
+            for i, each in enumerate(optimizers):
+                if step % lengths[i] == 0 and (i or step < stops):
+                    each.step()
+    assert watch.judge is not None
+    return watch, standing_of(watch.judge)
+
+
+def test_an_optimizer_that_steps_no_more_is_told_and_the_verdict_is_open():
+    watch, standing = hush(100, 190)
+    assert watch.findings == []
+    assert standing.verdict == "unknown"
+    told = "optimizer 1 of 2 (SGD) has made no step since step 99, for longer than it ever rested before"
+    assert told in standing.unjudged["unoptimised_parameters"]
+    watch, standing = hush(100, 390)
+    (finding,) = watch.findings
+    assert (finding.rule, finding.severity, finding.evidence["number"]) == ("unoptimised_parameters", "info", 6)
+    assert standing.verdict == "unknown"  # also where that was told
+
+
+@pytest.mark.parametrize(
+    "options", [{"stops": 999, "steps": 398, "lengths": (100, 1)}, {"stops": 100, "freezes": True}]
+)
+def test_a_turn_and_a_freeze_leave_the_verdict(options):
+    _, standing = hush(**options)
+    assert "unoptimised_parameters" not in standing.waiting

@@ -216,14 +216,67 @@ def test_parameters_that_no_optimizer_holds_may_keep_theirs() -> None:
     assert _piled(watch) == []
 
 
-def test_of_several_optimizers_it_is_said_that_it_is_not_judged() -> None:
-    net, x = _network(), torch.randn(16, 4)
-    optimizers = [torch.optim.SGD(net[0].parameters(), lr=0.01), torch.optim.SGD(net[2].parameters(), lr=0.01)]
+def _several(forget: tuple[int, ...], zero: str = "none", parts: int = 1, steps: int = 80) -> levada.watching.Watch:
+    """Train two halves of a network by a common loss, with an optimizer each; those of `forget` clear nothing."""
+    net = _network()
+    optimizers = [torch.optim.SGD(net[at].parameters(), lr=0.01) for at in (0, 2)]
+    with levada.watch(net, optimizers, every=4) as watch:
+        for _ in range(steps):
+            for i, optimizer in enumerate(optimizers):
+                for p in (p for group in optimizer.param_groups for p in group["params"] if i not in forget):
+                    if zero == "data" and p.grad is not None:
+                        p.grad.data.zero_()
+                    elif zero != "data":
+                        optimizer.zero_grad(set_to_none=zero == "none")
+            for _ in range(parts):
+                x = torch.randn(32, 4)
+                (net(x) - x[:, :1]).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    return watch
+
+
+@pytest.mark.parametrize(("forget", "which"), [((0, 1), 1), ((1,), 2)])
+def test_of_several_optimizers_each_is_told_that_clears_nothing(forget: tuple[int, ...], which: int) -> None:
+    watch = _several(forget, parts=len(forget))
+    (finding,) = [one for one in watch.findings if one.rule == "accumulated_gradients"]
+    assert finding.evidence["optimizer"] == which
+    assert f"steps of optimizer {which} of 2, up to" in finding.claim
+
+
+@pytest.mark.parametrize("zero", ["none", "zeros", "data"])
+def test_of_several_optimizers_none_is_told_that_clears(zero: str) -> None:
+    watch = _several((), zero, parts=2)
+    assert _piled(watch) == []
+    assert ("accumulated_gradients" in standing_of(_judge(watch)).judged) is (zero != "data")
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_what_the_turn_of_another_adds_is_cleared_before_the_own_one(forgets: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 1)])
+    made, judged = (torch.optim.SGD(part.parameters(), lr=0.01) for part in net)
+    with levada.watch(net, [made, judged], every=4) as watch:
+        for _ in range(60):
+            x = torch.randn(8, 4)
+            if not forgets:
+                judged.zero_grad()
+            net[1](net[0](x).detach()).square().mean().backward()
+            judged.step()
+            made.zero_grad()
+            net[1](net[0](x)).square().mean().backward()  # reaches the other one, too
+            made.step()
+    told = [one.evidence["optimizer"] for one in watch.findings if one.rule == "accumulated_gradients"]
+    assert told == [2] * forgets
+
+
+def test_of_many_optimizers_it_is_said_that_it_is_not_judged() -> None:
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(17)))
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.01) for layer in net]
     with levada.watch(net, optimizers, every=4) as watch:
         for _ in range(60):
-            net(x).square().mean().backward()
+            net(torch.randn(8, 4)).square().mean().backward()
             for optimizer in optimizers:
                 optimizer.step()
     assert _piled(watch) == []
-    assert watch.judge is not None
-    assert "one optimizer" in standing_of(watch.judge).unjudged["accumulated_gradients"]
+    assert "16 optimizers at most" in standing_of(_judge(watch)).unjudged["accumulated_gradients"]

@@ -64,7 +64,7 @@ def test_the_claim_gives_the_facts():
     (finding,), _ = train(net, [sgd(parameters(net, range(4)))])
     assert finding.claim == (
         "2 of 10 parameters (4.weight, 4.bias) got a gradient and did not change in the last 64 updates; no optimizer "
-        "that stepped holds them."
+        "that stepped meanwhile holds them."
     )
 
 

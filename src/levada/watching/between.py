@@ -13,6 +13,7 @@ from levada.watching.frozen import RULE as FROZEN
 from levada.watching.frozen import Frozen
 from levada.watching.glances import Glances
 from levada.watching.ledger import Ledger
+from levada.watching.resting import Resting
 from levada.watching.silence import BY_CHANCE, Silence
 from levada.watching.telling import warn
 from levada.watching.unoptimised import RULE, Unoptimised
@@ -41,6 +42,8 @@ class Between:
         self._unoptimised: Unoptimised | None = Unoptimised()
         self._frozen: Frozen | None = Frozen()
         self._glances: Glances | None = Glances(every, ledger.confirm)
+        self._resting = Resting()
+        self._optimizers: Sequence[Any] = ()
 
     @property
     def unheld(self) -> int | None:
@@ -62,8 +65,25 @@ class Between:
         """The last step between samples at which every trained block was seen to get a gradient; None without one."""
         return None if self._glances is None else self._glances.reached
 
+    @property
+    def stopped(self) -> str:
+        """Which optimizer steps no more, though what it holds gets gradients; "" if none does."""
+        for i, step in self._resting.since.items() if self._unoptimised is not None else ():
+            each = self._optimizers[i]
+            if self._unoptimised is not None and self._unoptimised.gets(_parameters(each)):
+                name = f"optimizer {i + 1} of {len(self._optimizers)} ({type(each).__name__})"
+                gets = "what it holds gets gradients and stands still, and whether that is meant is not known"
+                return f"{name} has made no step since step {step}, for longer than it ever rested before: {gets}"
+        return ""
+
     def before_update(
-        self, step: int, model: nn.Module | None, optimizers: Sequence[Any], blocks: Blocks | None, silence: Silence
+        self,
+        step: int,
+        model: nn.Module | None,
+        optimizers: Sequence[Any],
+        blocks: Blocks | None,
+        silence: Silence,
+        weights: Any = None,
     ) -> None:
         """Look before an update, while gradients are there.
 
@@ -73,14 +93,24 @@ class Between:
             optimizers: those that are known.
             blocks: what is known of the blocks; None before the first sample.
             silence: of the gradients of their weights.
+            weights: says by `steps_of` how often an optimizer stepped; None where that is not known.
         """
         glances = self._glances
         sites = blocks.sites if blocks is not None else ()
         starved = partial(self._starved, blocks, silence)
-        self._look(RULE, self._unoptimised, step, model, optimizers, sites, starved)
+        self._look(RULE, self._unoptimised, step, model, self._stepping(step, optimizers, weights), sites, starved)
         self._look(FROZEN, self._frozen, step, model, optimizers, sites)
         if glances is not None:
             self._try(_LOOKS, lambda: glances.before_update(step, model, blocks, silence))
+
+    def _stepping(self, step: int, optimizers: Sequence[Any], weights: Any) -> Sequence[Any]:
+        """Return the optimizers that have stepped so far, and still do; before the first step all."""
+        self._optimizers = optimizers
+        if weights is None:
+            return optimizers
+        self._resting.before_update(step, optimizers, weights.steps_of)
+        still = [each for i, each in enumerate(optimizers) if weights.steps_of(each) and i not in self._resting.since]
+        return still or optimizers
 
     def _look(self, rule: str, looking: Unoptimised | Frozen | None, step: int, *of: Any) -> None:
         """Tell what one that looks at parameters finds, or that it is over."""
@@ -136,3 +166,7 @@ class Between:
                 self._glances = None
                 warn(f"watch: {name} raised {what}. It looks no more; all else goes on.")
             return False
+
+
+def _parameters(optimizer: Any) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

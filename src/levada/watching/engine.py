@@ -70,6 +70,7 @@ class Engine:
         self.broken = False
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
+        self.unfit: Callable[[], bool] = lambda: False  # whether the noted targets are not finite
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
         self.counts = self.passes.counts
         self._optimizers = optimizers
@@ -224,7 +225,7 @@ class Engine:
     @quietly
     def learned(self, roots: Sequence[Tensor]) -> None:
         """Hear that a backward pass was this model's."""
-        self.passes.skips.learned(roots)
+        self.passes.learned(roots)
         if not self._within:
             self._end_rested(late=True)
 
@@ -272,6 +273,7 @@ class Engine:
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
         self.weights.after(optimizer)
+        self.losses.stepped(optimizer)
         self.passes.skips.updated(self.steps)
         self._stepped.add(id(optimizer))
         self._finish()
@@ -300,7 +302,7 @@ class Engine:
         """
         if self._heard:
             return
-        bad, loss = step_left(self.losses, self.passes, self.model, loss, asked=again is not None)
+        bad, loss = step_left(self.losses, self.passes, self.model, loss, self.unfit, asked=again is not None)
         if bad:
             self.left(self.steps, loss)
         if loss is None:

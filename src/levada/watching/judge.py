@@ -23,8 +23,10 @@ from levada.watching.departures import Departures
 from levada.watching.elsewhere import met_elsewhere, with_others_unknown
 from levada.watching.given import Given, given_last
 from levada.watching.habits import Habits
+from levada.watching.held_spikes import hold_spikes
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
+from levada.watching.left_out import LeftOut
 from levada.watching.nonfinite import Nonfinite
 from levada.watching.overshot import Before, blamed
 from levada.watching.rise import Rates, raised, with_before
@@ -110,7 +112,9 @@ class Judge:
         self._departures: Departures | None = None
         self._scaled, self._rank = False, 0
         self._membership: tuple[tuple[int, int, bool], ...] = ()
-        self._targets: Any = None  # of the step that is under way, as they were noted; its update lets them go
+        self.left_out = LeftOut(
+            source, self._ledger
+        )  # with the targets of the step that is under way; its update lets them go
 
     @property
     def seconds(self) -> float:
@@ -131,10 +135,11 @@ class Judge:
             step: number of the step.
             loss: its loss, on its device; None if it was not seen.
         """
-        targets, self._targets = self._targets, None
+        targets = self.left_out.updated(step, loss)
         self._rates.before_update(step, rate_of(self._optimizers))
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
-        self._between.before_update(step, self._model, self._stepping, self.blocks, self.habits.silence)
+        weights = getattr(self._source, "weights", None)
+        self._between.before_update(step, self._model, self._optimizers, self.blocks, self.habits.silence, weights)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
         self._jumps = self.keeper is not None and self.keeper.highest > self._limit
@@ -160,10 +165,11 @@ class Judge:
             step: number of the step.
             loss: its loss, on the host; None if there was no backward pass.
         """
+        targets = self.left_out.targets
         self.before_update(step, loss)
         if self._model is None or self._scaled or ("numerical_overflow", "") in self._ledger:
             return
-        finding = self._nonfinite.left(step, self._rank, self._model, self._given, learned=loss is not None)
+        finding = self._nonfinite.left(step, self._rank, self._model, self._given, targets, learned=loss is not None)
         if finding is not None:
             self._told_at_once(self._placed(finding))
             if self.keeper is not None:
@@ -212,7 +218,7 @@ class Judge:
             self._ledger.over(SKIPPED, step)
             return
         with suppress(Exception):  # what weights and inputs are made of is the user's; the verdict stands without
-            name, words = self._nonfinite.words(self._model, self._given)
+            _, name, words = self._nonfinite.words(self._model, self._given)
             where = {"first": name, "last": name} if name else {}
             finding = self._placed(replace(finding, claim=f"{finding.claim} {words}", where=where))
         finding = replace(finding, evidence={**finding.evidence, "step": step, "told_at": step})
@@ -230,7 +236,8 @@ class Judge:
             UsageError: if it is something else.
         """
         require_notes(facts)
-        self._targets = facts.get("targets", self._targets)
+        if "targets" in facts:
+            self.left_out.noted(facts["targets"])
         if self.keeper is not None:
             self.keeper.note(**facts)
 
@@ -262,7 +269,7 @@ class Judge:
 
     def close(self) -> None:
         """Judge what is behind the last sample: losses that no other will bring, and the weights that are left."""
-        self._targets = None
+        self.left_out.close()
         try:
             ended: Iterable[tuple[int, Any]] = getattr(self._source, "ended_losses", tuple)()
             rest = [(step, float(loss)) for step, loss in ended if step > self._closed_at]
@@ -280,6 +287,11 @@ class Judge:
         found = self._nonfinite.ended(max(self._closed_at, self._view.step), self._view, scaled=self._scaled)
         if found is not None and all(one.rule != SKIPPED for one in self.fired):  # which names the weight
             self._told_at_once(self._placed(found))
+
+    def passed(self, output: Tensor | None) -> bool:
+        """Hear that a pass begins behind one of which no backward pass came; return whether that was not finite."""
+        given = self._given
+        return self.left_out.passed(output, given, lambda: self._nonfinite.words(self._model, given), self._model)
 
     @property
     def findings(self) -> list[Finding]:
@@ -307,14 +319,13 @@ class Judge:
         return self._between.unheld
 
     @property
-    def _optimizers(self) -> Sequence[Any]:
-        return getattr(self._source, "optimizers", ())
+    def stopped(self) -> str:
+        """Which optimizer steps no more, though what it holds gets gradients; "" if none does."""
+        return self._between.stopped
 
     @property
-    def _stepping(self) -> Sequence[Any]:
-        """The optimizers that have stepped so far; before the first step all."""
-        weights = getattr(self._source, "weights", None)
-        return [each for each in self._optimizers if weights is None or not weights.idle(each)] or self._optimizers
+    def _optimizers(self) -> Sequence[Any]:
+        return getattr(self._source, "optimizers", ())
 
     @property
     def _model(self) -> nn.Module | None:
@@ -360,18 +371,8 @@ class Judge:
         self._ledger.miss_others({*said, *self._hold_spike(view, view.step)}, view.step)
 
     def _hold_spike(self, view: View, step: int) -> set[tuple[str, str]]:
-        """Tell of spikes that are open, stay up or were up until now; return them as cases of the ledger."""
         assert self._departures is not None  # made with the blocks
-        held = set()
-        for spike in self._spikes.told(view, self._departures):
-            key = SPIKE, str(spike.evidence["step"])
-            told = self._ledger.last(key)
-            renew = told is not None and any(
-                spike.evidence[end] != told.evidence[end] for end in ("ended_at", "back_at")
-            )
-            self._ledger.hold(key, spike, step, confirm=1, renew=renew)
-            held.add(key)
-        return held
+        return hold_spikes(self._spikes, self._ledger, view, self._departures, step)
 
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""

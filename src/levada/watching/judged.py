@@ -13,6 +13,7 @@ from levada.watching.judge import Judge
 from levada.watching.rules.steps import AT_ONCE, stays_up
 from levada.watching.silence import BY_CHANCE
 from levada.watching.skipped import RULE as SKIPPED
+from levada.watching.uncleared import MOST
 from levada.watching.unoptimised import RULE as UNOPTIMISED
 from levada.watching.unoptimised import UPDATES
 from levada.watching.view import MANY, values_of
@@ -62,8 +63,10 @@ def standing_of(
         ('unknown', ('skipped_steps',))
     """
     every = ("numerical_overflow", "loss_spike", SKIPPED, UNOPTIMISED, *judge.rules)
-    # Has judged, whatever it lacks; but a spike that is no alarm does not say that the loss is sound.
-    fired = {one.rule for one in judge.fired if one.rule != "loss_spike" or one.severity != "info"}
+    # Has judged, whatever it lacks; but a spike that is no alarm does not say that the loss is sound, nor one that
+    # something stands still that all is trained.
+    facts = ("loss_spike", UNOPTIMISED)
+    fired = {one.rule for one in judge.fired if one.rule not in facts or one.severity != "info"}
     reasons = [(rule, over, True, None) for rule in every] if over else [*_ended(judge), *_reasons(judge)]
     early = not over and judge.compared < judge.confirm
     if (broken := _broken(judge)) and not over:  # what is sampled or seen of the loss then counts for none of them
@@ -114,6 +117,8 @@ def _broken(judge: Judge) -> str:
 
 
 def _reasons(judge: Judge) -> Iterator[Reason]:
+    if why := judge.stopped:
+        yield UNOPTIMISED, why, True, None
     updates = judge.unheld
     if updates is not None and updates < UPDATES:  # it only informs: no verdict waits for it
         yield UNOPTIMISED, f"it takes {UPDATES} updates", False, ("updates", UPDATES, updates)
@@ -203,9 +208,9 @@ def _absent(judge: Judge) -> Iterator[Reason]:
         yield "frozen_layers", "no gradient of a weight was measured", waits, None
     if not judge.habits.rows.known:
         yield "constant_inputs", "no batch of two rows or more was seen that the model alone is given", waits, None
-    alone = judge.blocks is None or judge.blocks.alone
-    if why := no_loss or ("" if alone else "gradients are compared from step to step where one optimizer is watched"):
-        yield "accumulated_gradients", why, waits and alone, None
+    many = judge.blocks is not None and judge.blocks.optimizers > MOST
+    if why := no_loss or (f"gradients are compared from step to step of {MOST} optimizers at most" if many else ""):
+        yield "accumulated_gradients", why, waits and not many, None
     if rows[-1].scalars.get("uncleared_of") == 0:
         why = "the gradients that are compared are zeros, or no optimizer's: if they are cleared is not known"
         yield "accumulated_gradients", why, False, None

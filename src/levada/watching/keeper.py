@@ -19,8 +19,9 @@ from levada.diagnose.finding import Finding
 from levada.inputs import tensors_in
 from levada.runs.manifest import versions_here
 from levada.watching.baseline import LossBaseline
+from levada.watching.broken import broken_parameters
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
-from levada.watching.nonfinite import RULE, SKIPPED, broken_parameters
+from levada.watching.nonfinite import RULE, SKIPPED
 from levada.watching.places import original, plain_name
 from levada.watching.spike import STEEP, jumps
 from levada.watching.telling import warn
@@ -79,8 +80,9 @@ class Keeper:
         self._cap = cap
         self._asked: Finding | None = None
         self._kept: set[str] = set()
-        self._notes: dict[str, Any] = {}
-        self._noted_before: dict[str, Any] = {}  # of the step before
+        self._checkpoint: str | None = None
+        self._noted: dict[str, Any] = {}  # of the step that is under way
+        self._noted_of: dict[int, dict[str, Any]] = {}  # of the last two that had their update
         getattr(source, "last_pass", None)  # who asks is kept the passes from now on
         self._losses = LossBaseline()
         self._limit = math.inf
@@ -105,8 +107,9 @@ class Keeper:
         require_notes(facts)
         path = facts.get("checkpoint")
         if isinstance(path, str | Path) and Path(path).exists():  # it may also be an address, or come later
-            facts["checkpoint"] = str(Path(path).absolute())
-        self._notes |= facts
+            path = Path(path).absolute()
+        self._checkpoint = self._checkpoint if path is None else str(path)
+        self._noted |= {name: fact for name, fact in facts.items() if name != "checkpoint"}
 
     def ask(self, finding: Finding) -> None:
         """Ask for a bundle at the next update.
@@ -134,6 +137,11 @@ class Keeper:
             loss: its loss, on its device; None if it was not seen.
             scaled: whether a scaler skips steps that overflow.
         """
+        self._before_update(step, loss, scaled=scaled)
+        self._noted_of = {of: noted for of, noted in self._noted_of.items() if of == step - 1}
+        self._noted_of[step], self._noted = self._noted, {}
+
+    def _before_update(self, step: int, loss: Tensor | None, *, scaled: bool) -> None:
         arrived = list(self._arrived(step, loss))
         self.highest = max((value for _, value in arrived if math.isfinite(value)), default=-math.inf)
         if self._left <= 0:
@@ -161,7 +169,6 @@ class Keeper:
         if self._asked is not None:
             finding, self._asked = self._asked, None
             self._keep(step, finding.rule, finding.claim, value, finding, of=at)
-        self._noted_before = dict(self._notes)
 
     def _steep(self, value: float) -> bool:
         """Whether the loss has risen steeply before there is a baseline, as by a rate that is too high."""
@@ -201,8 +208,7 @@ class Keeper:
             self._as_begun(getattr(last, "buffers", {}), values, missing)
         else:
             missing["weights"] = "the model is not at hand"
-        values |= {name: self._notes[name] for name in ("indices", "targets") if name in self._notes}
-        checkpoint = self._notes.get("checkpoint")
+        values |= self._noted or self._noted_of.get(step, {})
         bundle = Bundle(
             step=step,
             rule=rule,
@@ -211,7 +217,7 @@ class Keeper:
             values=values,
             missing=missing,
             training=dict(_modes(model)) if model is not None else {},
-            checkpoint=None if checkpoint is None else str(checkpoint),
+            checkpoint=self._checkpoint,
             finding=json_ready(asdict(finding)) if finding is not None else {},
             facts=_facts(model, last, self._rank)
             | {"pass": getattr(last, "number", 1), "loss_of": of}
@@ -241,8 +247,7 @@ class Keeper:
         if held["args"] is None:
             missing["earlier"] = "larger than the cap, overwritten since, or never there"
             return {}
-        noted = {name: self._noted_before[name] for name in ("indices", "targets") if name in self._noted_before}
-        return {"earlier": {"step": earlier.step, **held, **noted}}
+        return {"earlier": {"step": earlier.step, **held, **self._noted_of.get(earlier.step, {})}}
 
     def _state(self, model: nn.Module, values: dict[str, Any], missing: dict[str, str]) -> None:
         """Add weights and optimizer state, where they are finite and below the cap."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from levada.watching.broken import broken_gradients
 from levada.watching.losses import Losses
-from levada.watching.nonfinite import broken_gradients
 from levada.watching.passes import Passes
 from levada.watching.reading import plain
 
@@ -14,19 +16,20 @@ __all__ = ["step_left"]
 
 
 def step_left(
-    losses: Losses, passes: Passes, model: nn.Module, loss: Tensor | None, *, asked: bool
+    losses: Losses, passes: Passes, model: nn.Module, loss: Tensor | None, unfit: Callable[[], bool], *, asked: bool
 ) -> tuple[bool, Tensor | None]:
     """Return whether a step that is left before its update is not finite, and its loss, on the host.
 
-    One that has no backward pass yet is known by the output of its forward pass, while the loop holds it; NaN alone
-    counts there, as masks make Inf. What a loop leaves out in its course is none, if it went on before from a step
-    whose loss was not finite.
+    One that has no backward pass yet is known by the output of its forward pass, while the loop holds it, of which NaN
+    alone counts, as masks make Inf; or by the targets that were noted. What a loop leaves out in its course is none, if
+    it went on before from a step whose loss was not finite.
 
     Args:
         losses: of the training.
         passes: of the model.
         model: what is watched.
         loss: of the step, if it was not seen.
+        unfit: says whether the targets that were noted are not finite.
         asked: whether it was said that the step is left.
     """
     try:
@@ -35,8 +38,11 @@ def step_left(
         if losses.guarded() and not asked:
             return False, None
         if loss is None:
+            if not passes.waits:  # it left out one before
+                passes.look()
             output = passes.waiting()
-            return output is not None and bool(torch.isnan(plain(output.detach())).any()), None
+            bad = output is not None and bool(torch.isnan(plain(output.detach())).any())
+            return bad or (passes.waits and unfit()), None
         scaled = losses.scale() is not None
         return not bool(loss.isfinite()) or (not scaled and bool(broken_gradients(model))), loss.cpu()
     except RuntimeError:  # a device that failed has nothing to tell

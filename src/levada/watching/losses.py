@@ -21,7 +21,7 @@ from levada.watching.own import OwnPasses, running
 from levada.watching.roots import gradients_given, retains, scalars_of
 from levada.watching.telling import warn
 from levada.watching.tracing import symbolic, uncompiled
-from levada.watching.uncleared import Uncleared
+from levada.watching.uncleared import Piles
 
 __all__ = ["Losses", "graph_task", "in_backward"]
 
@@ -88,7 +88,7 @@ class Losses:
         scaler: Any = None,
     ) -> None:
         self.heard = heard
-        self.uncleared = Uncleared(optimizers)
+        self.piles = Piles(optimizers)
         self.own = OwnPasses()
         self._seconds = 0.0
         self._parts = parts
@@ -137,13 +137,21 @@ class Losses:
     def end(self, step: int) -> None:
         """End a step."""
         self.own.updated()
-        self.uncleared.updated(self.markers.parameters)
+        self.piles.updated(self.markers.parameters)
         loss = self.current()
         if loss is not None:
             self.ended.append((step, loss))
         elif self.markers.chosen:  # the parameters may have been replaced
             self.markers.mark()
         self._current = []
+
+    def stepped(self, optimizer: Any) -> None:
+        """Hear that an optimizer has stepped.
+
+        Args:
+            optimizer: one of this model's.
+        """
+        self.piles.stepped(optimizer, self.markers.of)
 
     def take(self) -> tuple[list[int], list[Tensor]]:
         """Return steps and losses since this was called last."""
@@ -158,10 +166,12 @@ class Losses:
             others: numbers that others know.
         """
         constant = None if loss is None else self.constant.of(loss)
-        piled = self.uncleared.steps or None
-        of = self.uncleared.of if piled or self.uncleared.over else None  # 0 where nothing is counted
+        which, worst = self.piles.worst or (0, None)
+        piled = worst.steps or None if worst is not None else None
+        of = worst.of if worst is not None and (piled or worst.over) else None  # 0 where nothing is counted
         every = {"loss_scale": self.scale(), **others, "constant_loss": constant}
         every |= {"uncleared_steps": piled, "uncleared_of": of}
+        every |= {"uncleared_optimizer": float(which) if piled and self.piles.several else None}
         return {name: value for name, value in every.items() if value is not None}
 
     def scale(self) -> Tensor | None:
@@ -178,14 +188,13 @@ class Losses:
         self._running, self._claimed = ([*map(weakref.ref, roots)], given), False  # should it fail, its graph is let go
         self.heard.before_backward()
         state = self.markers.state()
-        if not self._current:
-            self.uncleared.before()
-        elif self.markers.cleared() and not self._sharded():
+        self.piles.before(first=not self._current)
+        if self._current and self.markers.cleared() and not self._sharded():
             odd = ~torch.isfinite(torch.stack(self._current)).all()
             self._odd = odd if self._odd is None else self._odd | odd.to(self._odd.device)
             self.heard.restart()
             self.constant.restart()
-            self.uncleared.cleared()
+            self.piles.cleared()
             self._current = []
         self.constant.see(roots)
         self._seconds += time.perf_counter() - begun
@@ -205,7 +214,7 @@ class Losses:
     def _after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         claimed, self._claimed, self._running = self._claimed, False, ([], ())
         changed = self.markers.reached(state)
-        self.uncleared.after(changed=bool(changed))
+        self.piles.after(changed)
         if not (changed or claimed or self._sharded()):
             return
         self.heard.learned(roots)

@@ -62,6 +62,14 @@ class Markers:
         """Those that are looked at: all that may be chosen, before any is."""
         return [p for those in self._looked.values() for p in those]
 
+    def of(self, optimizer: int) -> list[nn.Parameter]:
+        """Return those of one optimizer.
+
+        Args:
+            optimizer: its number, from 0.
+        """
+        return self._looked.get(optimizer, [])
+
     @property
     def chosen(self) -> bool:
         """Whether some were chosen."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, final
 
-import torch
 from torch import Tensor, nn
 
 from levada._ranks import is_one_of_several
 from levada.diagnose.finding import Finding
+from levada.watching.broken import broken_buffers, broken_gradients, broken_parameters
 from levada.watching.given import LOOK, Given, listed, named, unfit_inputs, unfit_targets
-from levada.watching.places import original, plain_name
-from levada.watching.reading import plain
 from levada.watching.view import View
 
-__all__ = ["RULE", "Nonfinite", "broken_buffers", "broken_gradients", "broken_parameters"]
+__all__ = ["RULE", "Nonfinite"]
 
 RULE = "numerical_overflow"
 # A scaler looks for its scale by overflowing: it skips these steps. So many in a row are no search.
@@ -90,7 +88,9 @@ class Nonfinite:
         told = "The gradients are finite all the same, so that this update does not spread it: it is in the loss alone."
         return replace(finding, consequence=told)
 
-    def left(self, step: int, rank: int, model: nn.Module, given: Given | None, *, learned: bool) -> Finding | None:
+    def left(
+        self, step: int, rank: int, model: nn.Module, given: Given | None, targets: Any = None, *, learned: bool
+    ) -> Finding | None:
         """Return the finding of a step that is left before its update, whose loss is finite or was not seen.
 
         Args:
@@ -98,11 +98,13 @@ class Nonfinite:
             rank: of this process.
             model: the model.
             given: what it was last called with; None if it is not at hand.
-            learned: whether it has gradients; else its outputs hold NaN.
+            targets: those that were noted; None if none were.
+            learned: whether it has gradients; else its outputs hold NaN, or its targets are not finite.
         """
         if not learned:
-            place = self._seen_now(model, given)
-            words = f"no backward pass came of the last pass, whose output holds NaN; {place.words}"
+            place = self._seen_now(model, given, targets)
+            output = "" if place.kind == "targets" else ", whose output holds NaN"
+            words = f"no backward pass came of the last pass{output}; {place.words}"
             return self._finding(_Place(place.kind, place.block, words), step, rank, exact=True)
         gradients = broken_gradients(model)
         if not gradients:
@@ -133,8 +135,8 @@ class Nonfinite:
         broken = {name: kind for name, kind in broken_parameters(view.model).items() if name in trained}
         return self._finding(_weights(broken, self.finite_step), step, rank, exact=True) if broken else None
 
-    def words(self, model: nn.Module | None, given: Given | None) -> tuple[str, str]:
-        """Return what is not finite of weights and inputs as they are now: a parameter's name or "", and a sentence.
+    def words(self, model: nn.Module | None, given: Given | None) -> tuple[Kind, str, str]:
+        """Return what is not finite of weights and inputs as they are now: its kind, a parameter or "", and a sentence.
 
         Args:
             model: the model; None if it is not at hand.
@@ -144,10 +146,10 @@ class Nonfinite:
             >>> model = nn.Linear(2, 1)
             >>> _ = model.bias.data.fill_(math.nan)
             >>> Nonfinite().words(model, None)
-            ('bias', 'The parameter bias holds NaN.')
+            ('weight', 'bias', 'The parameter bias holds NaN.')
         """
         place = self._seen_now(model, given)
-        return place.block, f"{place.words[:1].upper()}{place.words[1:]}."
+        return place.kind, place.block, f"{place.words[:1].upper()}{place.words[1:]}."
 
     def _seen_now(
         self,
@@ -311,70 +313,6 @@ def _weights(broken: Mapping[str, str], finite_step: int | None, *, first: bool 
             "before the first step that was watched, as they were loaded or drawn" if first else "an earlier update"
         )
     return _Place("weight", "", f"{words}; where it arose is not known")
-
-
-def broken_parameters(model: nn.Module) -> Mapping[str, str]:
-    """Return the parameters that hold NaN or Inf, with which of them.
-
-    Args:
-        model: the model.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> _ = model.bias.data.fill_(math.inf)
-        >>> dict(broken_parameters(model))
-        {'bias': 'Inf'}
-    """
-    named = original(model).named_parameters()
-    return _broken((name, parameter) for name, parameter in named if not nn.parameter.is_lazy(parameter))
-
-
-def broken_buffers(model: nn.Module) -> Mapping[str, str]:
-    """Return the buffers that hold NaN or Inf, with which of them.
-
-    What holds nothing but -Inf beside its numbers may be a mask. Running statistics that a module updates are passed
-    over: the pass that is not finite has just written them, and its output does not depend on them.
-
-    Args:
-        model: the model.
-
-    Example:
-        >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval())
-        >>> for norm in model:
-        ...     _ = norm.running_mean.fill_(math.nan)
-        >>> dict(broken_buffers(model))
-        {'1.running_mean': 'NaN'}
-    """
-    modules = [(name, module) for name, module in original(model).named_modules() if not _updates(module)]
-    named = ((plain_name(f"{name}.{own}".lstrip(".")), b) for name, m in modules for own, b in m._buffers.items())
-    those = {name: plain(b) for name, b in named if b is not None and b.is_floating_point()}
-    broken = _broken(those.items())
-    return {name: kind for name, kind in broken.items() if kind == "NaN" or bool(torch.isposinf(those[name]).any())}
-
-
-def _updates(module: nn.Module) -> bool:
-    """Whether a module updates the running statistics that it holds, and does not use them."""
-    return module.training and isinstance(module, nn.modules.batchnorm._NormBase)
-
-
-def broken_gradients(model: nn.Module) -> Mapping[str, str]:
-    """Return the parameters whose gradient holds NaN or Inf, with which of them.
-
-    Args:
-        model: the model.
-    """
-    return _broken((name, p.grad) for name, p in original(model).named_parameters() if p.grad is not None)
-
-
-def _broken(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    found = {}
-    for name, tensor in tensors:
-        local = plain(tensor.detach())
-        local = local._values() if local.is_sparse else local
-        if local.is_meta or bool(torch.isfinite(local).all()):
-            continue
-        found[plain_name(name)] = "NaN" if bool(torch.isnan(local).any()) else "Inf"
-    return found
 
 
 def _sound(model: nn.Module) -> bool:

@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, final
 
 import torch
@@ -27,6 +28,7 @@ from levada.watching.tracing import symbolic
 __all__ = ["Passes"]
 
 _BUFFERS = 16 * 2**20  # bytes of buffers that are copied
+_HABIT: Final = 8  # backward passes, of which the least number of passes that one took is what the next one takes
 _CALL: Final = nn.Module._call_impl.__code__
 
 
@@ -82,7 +84,9 @@ class Passes:
     ) -> None:
         self.skips, self.alike, self._parts = Skips(model), Alike(), Parts(model)
         self._under = _Under()
-        self.seen = 0
+        self.seen = self.backward = 0  # passes with gradients, and backward passes
+        self.left_out: Callable[[Tensor | None], bool] | None = None  # hears of one without the other
+        self._since, self._habit = 0, deque[int](maxlen=_HABIT)  # passes since a backward pass, and what one took
         self._model = model
         self._cap = cap
         self._begin, self._end, self._spent, self._fail = begin, end, spent, fail
@@ -164,9 +168,30 @@ class Passes:
         self._next = step
         self._forget()
 
+    @property
+    def waits(self) -> bool:
+        """Whether the last pass is the first without a backward pass."""
+        return self.skips.waits and not self._waited
+
     def waiting(self) -> Tensor | None:
         """Return what the last pass gave, if it is the first without a backward pass and the loop still holds it."""
-        return None if self._output is None or self._waited or not self.skips.waits else self._output()
+        return None if self._output is None or not self.waits else self._output()
+
+    @property
+    def passed(self) -> tuple[int, int, int]:
+        """Passes with gradients, backward passes, and how many more than usual wait for the next one."""
+        return self.seen, self.backward, self._since - min(self._habit, default=1)
+
+    def learned(self, roots: Sequence[Tensor]) -> None:
+        """Hear that a backward pass was this model's.
+
+        Args:
+            roots: the scalars at which it began.
+        """
+        self.backward += 1
+        self._habit.append(self._since)
+        self._since = 0
+        self.skips.learned(roots)
 
     def inside(self) -> bool:
         """Return whether a pass with gradients is under way."""
@@ -196,7 +221,9 @@ class Passes:
         under.returned = False
         under.learning = torch.is_grad_enabled() and not in_backward() and not symbolic()
         if under.learning:
+            self.look()
             self.seen += 1
+            self._since += 1
             self._waited |= self.skips.waits
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
             self._step = self._next
@@ -207,6 +234,13 @@ class Passes:
                 self._keep(args, kwargs)
             self._continues = continues((*args, *kwargs.values()))
             self._begin()
+
+    def look(self) -> None:
+        """Let the last pass be looked at if it was left without a backward pass, by what these usually take."""
+        if self.left_out is None or not self.skips.waits or self.passed[2] < 0:
+            return
+        output = None if self._output is None else self._output()
+        self._since -= self.left_out(output)
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._inputs is not None and self._of != self._step:

@@ -24,9 +24,9 @@ from levada.probe import Probe, Trace
 from levada.probe.origin import Origin, Origins, behind
 from levada.probe.recorder import first_floating
 from levada.runs.bundles import require_runnable
+from levada.watching.broken import broken_parameters
 from levada.watching.bundle import Bundle, read_bundle
 from levada.watching.given import Unfit, listed
-from levada.watching.nonfinite import broken_parameters
 from levada.watching.replayed import found_again, unfit_data
 from levada.watching.retried import retried, unjudged
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from levada.runs.standing import Standing
 if TYPE_CHECKING:
     from levada.watching.watch import Watch
 
-__all__ = ["Since"]
+__all__ = ["Since", "record_again"]
 
 
 @final
@@ -52,3 +53,18 @@ class Since:
     def ended_losses(self) -> Sequence[tuple[int, Tensor]]:
         """Give step and loss of what has ended since the last sample."""
         return self._watch.ended_losses()
+
+
+def record_again(watch: Watch, listeners: MutableSequence[Any], folder: str | Path) -> None:
+    """Go on with the record that the end of a watch has ended, from the findings that it holds.
+
+    Args:
+        watch: one that is entered again.
+        listeners: its own; the record among them gives way to another.
+        folder: of the record.
+    """
+    from levada.watching.recording import Recording
+
+    place = next((i for i, one in enumerate(listeners) if isinstance(one, Recording)), None)
+    if place is not None:  # else it raised, and that was said
+        listeners[place] = Recording(folder, Since(watch), resume=True)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, final
 
 from torch import Tensor, nn
 
-__all__ = ["LEAST", "Uncleared", "state_of"]
+__all__ = ["LEAST", "MOST", "Piles", "Uncleared", "state_of"]
 
 LEAST: Final = 8
 """Steps, before their gradients are looked at, and from which on they are told of."""
 
 LATEST: Final = 64
 """Steps among which those are counted: a loop that clears now and then has runs that end before a sample sees them."""
+
+
+MOST: Final = 16
+"""Optimizers of one watch whose gradients are followed."""
 
 
 def state_of(gradient: Tensor | None) -> tuple[int, int]:
@@ -37,11 +41,12 @@ class Uncleared:
     autograd's back. Nothing is counted then, until some other number is there at a look 64 steps later or sooner, as
     where the loss had a weight of 0 at first. Gradients that are accumulated over several backward
     passes are used by one step, and count as soon as a second one finds them. What a backward pass of another model's
-    step adds, as a generator's, is cleared before this one's own, and does not count.
+    step adds, as a generator's, is cleared before this one's own, and does not count: where optimizers take turns,
+    gradients are looked at before each backward pass, and a write to them between two passes, as clipping too is one,
+    counts as cleared.
 
     Args:
-        optimizers: the watch's. Where there are several, one may rest while gradients pile up that it clears before it
-            uses them: nothing is counted then.
+        optimizers: whose steps these are, one as a rule.
 
     Attributes:
         run: how many there are in a row, up to the last step; 0 as well if it cannot be told.
@@ -68,6 +73,9 @@ class Uncleared:
         self._optimizers = optimizers
         self.over = False
         self._whole = False  # whether this step's gradients hold those of the last
+        self._added: bool | None = None  # whether something was added to them, as far as backward passes were heard of
+        self._fresh = True  # no backward pass came since the last step
+        self._looked: bool | None = None  # whether they were all zeros at one of the looks of this step
         self._left: list[tuple[weakref.ref[nn.Parameter], tuple[int, int]]] = []  # as the last update left them
 
     @property
@@ -81,13 +89,14 @@ class Uncleared:
         return len(self._latest)
 
     def before(self) -> None:
-        """Look at gradients before the first backward pass of a step."""
-        self._whole = bool(self._left) and all(
+        """Look at gradients before a backward pass: the first of a step, or each one."""
+        same = bool(self._left) and all(
             (p := held()) is not None and state_of(p.grad) == then for held, then in self._left
         )
+        self._whole = same and (self._fresh or self._whole)
+        self._fresh = False
         if self._whole and self._count + 1 >= self._look:
-            self.over = not self._used()
-            self._look = min(2 * self._look, self._count + 1 + LATEST) if self.over else 2 * self._look
+            self._looked = bool(self._looked) or not self._used()
 
     def after(self, *, changed: bool) -> None:
         """Hear of a backward pass of this step.
@@ -95,7 +104,8 @@ class Uncleared:
         Args:
             changed: whether it added to gradients of this model.
         """
-        self._whole &= changed
+        self._added = bool(self._added) or changed
+        self._left = [(held, state_of(p.grad)) for held, _ in self._left if (p := held()) is not None]
 
     def cleared(self) -> None:
         """Hear that the gradients of this step were cleared."""
@@ -107,18 +117,18 @@ class Uncleared:
         Args:
             parameters: a few of those that the backward pass reached.
         """
-        if len(self._optimizers) != 1:
-            self.run = 0
-            self._latest.clear()
-            return
-        self._count += self._whole
+        if self._looked is not None:
+            self.over = self._looked
+            self._look = min(2 * self._look, self._count + 1 + LATEST) if self.over else 2 * self._look
+        piled = self._whole and self._added is not False
+        self._count += piled
         if self.over:
             self.run = 0
             self._latest.clear()
         else:
-            self.run = self.run + 1 if self._whole else 0
-            self._latest.append(self._whole)
-        self._whole = False
+            self.run = self.run + 1 if piled else 0
+            self._latest.append(piled)
+        self._whole, self._added, self._fresh, self._looked = False, None, True, None
         self._left = [(weakref.ref(p), state_of(p.grad)) for p in parameters if p.grad is not None]
 
     def _used(self) -> bool:
@@ -126,3 +136,65 @@ class Uncleared:
         held = {id(p) for each in self._optimizers for group in each.param_groups for p in group["params"]}
         those = [p for known, _ in self._left if (p := known()) is not None and id(p) in held]
         return any(bool(p.grad.any()) for p in those if p.grad is not None)
+
+
+@final
+class Piles:
+    """The old gradients that updates used, of each optimizer of a watch by itself.
+
+    Args:
+        optimizers: the watch's; of more than 16, as where each parameter has one, nothing is counted.
+    """
+
+    def __init__(self, optimizers: Sequence[Any]) -> None:
+        self.several = len(optimizers) > 1
+        self._optimizers = optimizers if len(optimizers) <= MOST else ()
+        self._each = [Uncleared([one]) for one in self._optimizers] if self.several else [Uncleared(optimizers)]
+
+    @property
+    def worst(self) -> tuple[int, Uncleared] | None:
+        """The number, from 1, of the optimizer with the most such steps, and its count; None where none is counted."""
+        return max(enumerate(self._each, 1), key=lambda one: one[1].steps, default=None)
+
+    def before(self, *, first: bool) -> None:
+        """Look at gradients before a backward pass.
+
+        Args:
+            first: whether it is the first one of a step.
+        """
+        for one in self._each if first or self.several else ():
+            one.before()
+
+    def after(self, changed: Collection[int]) -> None:
+        """Hear of a backward pass.
+
+        Args:
+            changed: the optimizers, from 0, to whose gradients it added.
+        """
+        for i, one in enumerate(self._each):
+            one.after(changed=i in changed if self.several else bool(changed))
+
+    def cleared(self) -> None:
+        """Hear that the gradients of this step were cleared."""
+        for one in () if self.several else self._each:
+            one.cleared()
+
+    def stepped(self, optimizer: Any, parameters: Callable[[int], Iterable[nn.Parameter]]) -> None:
+        """Hear that an optimizer has stepped.
+
+        Args:
+            optimizer: one of them.
+            parameters: gives a few that it holds, by its number from 0.
+        """
+        for i, one in enumerate(self._optimizers if self.several else ()):
+            if one is optimizer:
+                self._each[i].updated(parameters(i))
+
+    def updated(self, parameters: Iterable[nn.Parameter]) -> None:
+        """End a step.
+
+        Args:
+            parameters: a few of those that the backward pass reached.
+        """
+        for one in () if self.several else self._each:
+            one.updated(parameters)

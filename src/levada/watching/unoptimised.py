@@ -83,6 +83,15 @@ class Unoptimised:
         """Updates so far; None where an optimizer holds every parameter, so that nothing is to be followed."""
         return self._updates if self._still or not self._updates else None
 
+    def gets(self, parameters: Iterable[Any]) -> bool:
+        """Return whether one of these is followed, and was seen to have a gradient since it last moved.
+
+        Args:
+            parameters: any.
+        """
+        those = {id(p) for p in parameters}
+        return any(still.had and id(still.held()) in those for still in self._still.values())
+
     def before_update(
         self,
         step: int,
@@ -226,7 +235,7 @@ def _finding(step: int, names: Sequence[str], total: int, looked: int, sites: It
         status="fired",
         claim=(
             f"{len(names)} of {total} parameters ({named}) got a gradient and did not change in the last {UPDATES} "
-            "updates; no optimizer that stepped holds them."
+            "updates; no optimizer that stepped meanwhile holds them."
         ),
         where={"first": blocks[0].name, "last": blocks[-1].name} if blocks else {},
         evidence={
@@ -260,8 +269,8 @@ def _closing(finding: Finding, closed: dict[str, list[str]]) -> Finding:
         severity="warn",
         claim=(
             f"{named} {'is' if one else 'are'} zero, got a gradient and did not change in the last {UPDATES} updates: "
-            f"no optimizer that stepped holds {'it' if one else 'them'}. So the weights of {span}, which an optimizer "
-            "trains, get a gradient of exactly zero."
+            f"no optimizer that stepped meanwhile holds {'it' if one else 'them'}. So the weights of {span}, which an "
+            "optimizer trains, get a gradient of exactly zero."
         ),
         where={"first": blocks[0], "last": blocks[-1]},
         evidence={**finding.evidence, "gates": gates[:20], "closed": blocks[:20], "explained_by": "theory"},

@@ -46,7 +46,7 @@ class Blocks:
             is not 0; true where the model is not known.
         known: whether the model is known.
         optimizer: class name of the optimizer; "" if it is not known.
-        alone: whether there is no other.
+        optimizers: how many there are.
         sizes: per block, the number of elements of its output.
     """
 
@@ -55,7 +55,7 @@ class Blocks:
     trainable: Tensor
     known: bool = False
     optimizer: str = ""
-    alone: bool = True
+    optimizers: int = 1
     sizes: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Blocks:
                 if any(not optimizers or id(p) in moved for p in weights):
                     resolution[i] = min(torch.finfo(p.dtype).eps for p in asking)
         name = type(optimizers[0]).__name__ if optimizers else ""
-        return cls(tuple(sites), resolution, trainable, model is not None, name, len(optimizers) < 2)
+        return cls(tuple(sites), resolution, trainable, model is not None, name, len(optimizers))
 
     @property
     def names(self) -> list[str]:

@@ -28,6 +28,7 @@ from levada.watching.keeper import require_notes
 from levada.watching.kept_pass import Pass
 from levada.watching.overhead import Cadence
 from levada.watching.sample import Continue, Listener, Sample
+from levada.watching.since import record_again
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.telling import hears, warn
 
@@ -107,6 +108,11 @@ class Watch:
         return self._engine.steps
 
     @property
+    def passed(self) -> tuple[int, int, int]:
+        """Forward passes of training, backward passes, and of the former how many more than usual wait for one."""
+        return self._engine.passes.passed
+
+    @property
     def overhead(self) -> float:
         """Measured share of the training time that watching takes: 0.004 is 0.4 %; NaN until it was measured."""
         return self._engine.cadence.overhead
@@ -169,21 +175,11 @@ class Watch:
         if self._entered:
             raise UsageError("watch: this watch's with-block was entered already. Leave it first, or make another.")
         if not self._attached:
-            self._record_again()
+            if self._record is not None:  # `close` has ended it
+                record_again(self, self._listeners, self._record)
             self._attach()
         self._entered = True
         return self
-
-    def _record_again(self) -> None:
-        """Go on with the record, which `close` has ended, from the findings that it holds."""
-        if self._record is None:
-            return
-        from levada.watching.recording import Recording
-        from levada.watching.since import Since
-
-        place = next((i for i, one in enumerate(self._listeners) if isinstance(one, Recording)), None)
-        if place is not None:  # else it raised, and that was said
-            self._listeners[place] = Recording(self._record, Since(self), resume=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -390,8 +386,9 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
             rule = f"watch: run must name a folder that can be written to, got {str(made._record)!r}"
             raise UsageError(f"{rule}: {error.strerror or error}.") from error
         made.run = recording.folder
-    made.judge = Judge(made, keep=made.run, every=made._engine.cadence.every)
-    made._listeners.insert(0, made.judge)  # whoever hears of a sample finds what was found in it
+    made.judge = judge = Judge(made, keep=made.run, every=made._engine.cadence.every)
+    made._engine.passes.left_out, made._engine.unfit = judge.passed, lambda: judge.left_out.unfit
+    made._listeners.insert(0, judge)  # whoever hears of a sample finds what was found in it
     if recording is not None:
         made.listen(recording)
     if live:

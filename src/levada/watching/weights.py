@@ -72,16 +72,16 @@ class Weights:
         self._copy_bytes = 2**30
         self._kept: dict[int, ParameterNorms] = {}  # by optimizer: which parameters' turn it is stays known
         self._told = False
-        self._ever: set[int] = set()  # optimizers that stepped so far
+        self._ever: Counter[int] = Counter()  # steps by optimizer so far
         self.clear()
 
-    def idle(self, optimizer: Any) -> bool:
-        """Return whether an optimizer has not stepped so far, nor was kept from it by a scaler.
+    def steps_of(self, optimizer: Any) -> int:
+        """Return how often an optimizer has stepped so far, or was kept from it by a scaler.
 
         Args:
             optimizer: one of them.
         """
-        return id(optimizer) not in self._ever
+        return self._ever[id(optimizer)]
 
     def clear(self) -> None:
         """Forget what was read."""
@@ -153,7 +153,7 @@ class Weights:
     @_timed
     def after(self, optimizer: Any) -> None:
         """Read what its step has changed, if it is read apart; of one that a scaler skipped, nothing has."""
-        self._ever.add(id(optimizer))
+        self._ever[id(optimizer)] += 1
         self._stepped.add(id(optimizer))
         norms = self._open.pop(id(optimizer), None)
         if norms is not None:

@@ -306,8 +306,9 @@ def _lower(view: View, moved: float) -> tuple[Proposal, ...]:
 def accumulated_gradients(view: View) -> Iterable[Finding]:
     """Again and again, gradients that an update had used already were added to, and used again.
 
-    It is counted as `Uncleared` says, where one optimizer is watched, and told from eight of the last 64 steps. It is
-    an error where the loss suffers: it has given back a quarter of what was learned, or has not come below its start.
+    It is counted as `Uncleared` says, of several optimizers by each one's own steps, and told from eight of the last
+    64 steps. It is an error where the loss suffers: it has given back a quarter of what was learned, or has not come
+    below its start.
     """
     steps = int(float(view.sample.scalars.get("uncleared_steps", 0.0)))
     if steps < LEAST:
@@ -316,18 +317,21 @@ def accumulated_gradients(view: View) -> Iterable[Finding]:
     of = max(steps, int(float(view.sample.scalars.get("uncleared_of", latest))))
     names, loss = view.blocks.names, view.loss
     suffers = view.given_back >= RISEN or view.nothing_learned
+    which = int(float(view.sample.scalars.get("uncleared_optimizer", 0.0)))
+    own = f" of optimizer {which} of {view.blocks.optimizers}" if which else ""
     yield Finding(
         rule="accumulated_gradients",
         severity="error" if suffers else "warn",
         status="fired",
         claim=(
-            f"On {steps} of the last {of} steps, up to step {view.step}, the gradients that the step before had used "
-            "were still there when the next ones arrived, and were added to."
+            f"On {steps} of the last {of} steps{own}, up to step {view.step}, the gradients that the step before had "
+            "used were still there when the next ones arrived, and were added to."
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
             "steps_with_old_gradients": steps,
             "of": of,
+            "optimizer": which or None,
             "reference": "gradients that are zero or absent when the first of a step arrives",
             "explained_by": "place",
             "tests": {"loss": {"start": loss.start, "best": loss.best, "now": loss.now}},

@@ -1,0 +1,143 @@
+"""A loop that leaves out batches which are not finite, before their backward pass, and goes on."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import levada
+
+BAD, STEPS = 12, 30
+
+
+def train(spoil, *, bad=(BAD,), note="before", end="continue", of=1, loss_of=None, steps=STEPS):
+    """Train, each update of `of` passes whose losses are added; a loss that is not finite has no backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loss_of = loss_of or (lambda outputs, targets: (outputs - targets).square().mean())
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(steps):
+            loss = 0.0
+            for part in range(of):
+                x = torch.randn(8, 4)
+                targets = x.sum(1, keepdim=True)
+                if step in bad and part == 0:
+                    spoil(x, targets)
+                if note == "before":
+                    watch.note(targets=targets)
+                outputs = model(x)
+                loss = loss + loss_of(outputs, targets)
+                if note == "behind":
+                    watch.note(targets=targets)
+            if not math.isfinite(loss.item()) and end == "continue":
+                continue
+            if not math.isfinite(loss.item()) and end == "break":
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return watch
+
+
+def spoilt_targets(x, targets):
+    targets[3] = math.nan
+
+
+def spoilt_inputs(x, targets):
+    x[3, 2] = math.nan
+
+
+@pytest.mark.parametrize("note", ["before", "behind"])
+def test_targets_that_are_not_finite_are_told_with_their_step_and_are_no_alarm(note):
+    watch = train(spoilt_targets, note=note)
+    (finding,) = watch.findings
+    assert (finding.rule, finding.severity, finding.status) == ("nonfinite_batches", "info", "fired")
+    assert "The loop left out a batch before the backward pass, at step 12" in finding.claim
+    assert "the targets hold NaN in 1 of their 8 values" in finding.claim
+    assert (finding.evidence["tensor"], finding.evidence["number"]) == ("targets", 1)
+    assert watch.steps == STEPS - 1
+
+
+def test_inputs_are_looked_at_where_the_output_is_gone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(STEPS):
+            x = torch.randn(8, 4)
+            if step == BAD:
+                spoilt_inputs(x, None)
+            loss = nn.functional.cross_entropy(model(x), torch.zeros(8, dtype=torch.long))
+            if loss.isnan():
+                continue
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    (finding,) = watch.findings
+    assert "at step 12: the batch that the model was given is not finite: the argument input" in finding.claim
+
+
+@pytest.mark.parametrize("note", ["before", None])
+def test_inputs_that_are_not_finite_are_told_by_their_argument(note):
+    (finding,) = train(spoilt_inputs, note=note).findings
+    assert (finding.rule, finding.evidence["step"], finding.evidence["number"]) == ("nonfinite_batches", BAD, 1)
+    assert "the output holds NaN. The batch that the model was given is not finite" in finding.claim
+    assert "the argument input holds NaN in 1 of its 32 values" in finding.claim
+    assert finding.evidence["tensor"] == "inputs"
+
+
+def test_many_are_counted_and_a_tenth_of_all_is_a_warning():
+    few = train(spoilt_targets, bad=(5, 6, BAD))
+    (finding,) = few.findings
+    assert (finding.severity, finding.evidence["number"]) == ("info", 3)
+    # The steps of updates that were made do not count them.
+    assert "left out 3 of 30 batches before the backward pass, the first at step 5 and the last at step 10" in (
+        finding.claim
+    )
+    (finding,) = train(spoilt_targets, bad=range(5, 29, 3)).findings
+    assert (finding.severity, finding.evidence["number"]) == ("warn", 8)
+
+
+@pytest.mark.parametrize("bad", [(BAD,), (5, BAD)])
+def test_noted_targets_that_end_a_loop_are_an_error_unless_it_went_on_before(bad):
+    watch = train(spoilt_targets, bad=bad[-1:], end="break")
+    (finding,) = watch.findings
+    assert (finding.rule, finding.severity) == ("numerical_overflow", "error")
+    assert "no backward pass came of the last pass; the targets hold NaN in 1 of their 8 values" in finding.claim
+    watch = train(spoilt_targets, bad=(5, STEPS - 1))  # the last batch is one of those that it leaves out
+    (finding,) = watch.findings
+    assert (finding.rule, finding.evidence["number"]) == ("nonfinite_batches", 2)
+
+
+@pytest.mark.parametrize("note", ["before", "behind"])
+def test_of_batches_whose_losses_are_added_none_is_left_out(note):
+    def known(outputs, targets):
+        """The loss of the labels that are there."""
+        return (outputs - torch.where(targets.isnan(), outputs, targets)).square().mean()
+
+    assert train(spoilt_targets, bad=range(3, STEPS), of=2, loss_of=known, note=note).findings == []
+
+
+@pytest.mark.parametrize("value", [-math.inf, 0.0])
+def test_what_a_mask_may_mean_is_not_told(value):
+    def spoil(x, targets):
+        targets[0] = value
+
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(STEPS):
+            targets = torch.zeros(8, 1)
+            if step == BAD:
+                spoil(x, targets)
+            watch.note(targets=targets)
+            loss = (model(x) - targets).square().mean()
+            if step == BAD:
+                continue  # for whatever reason
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert watch.findings == []
