@@ -17,6 +17,7 @@ from torch import Tensor
 
 from levada._errors import require_at_least
 from levada.watching.lowest import Lowest, median_of
+from levada.watching.window import Window
 
 __all__ = ["ZERO", "Baseline", "LossBaseline", "octaves", "times"]
 
@@ -159,7 +160,7 @@ class LossBaseline:
     lower, which no step has thrown up; the best is the lowest median of `smooth` losses in a row.
 
     Args:
-        window: losses that are remembered.
+        window: losses that are remembered, at least 4.
         warm_up: losses before there is a baseline.
         smooth: losses whose median is the loss now.
 
@@ -172,7 +173,8 @@ class LossBaseline:
     """
 
     def __init__(self, *, window: int = 128, warm_up: int = 32, smooth: int = 7) -> None:
-        require_at_least("LossBaseline", "warm_up", warm_up, 2)
+        for name, value, least in (("window", window, 4), ("warm_up", warm_up, 2), ("smooth", smooth, 1)):
+            require_at_least("LossBaseline", name, value, least)
         self.warm_up = warm_up
         self.steps = 0
         self.start = math.nan
@@ -181,9 +183,8 @@ class LossBaseline:
         self.early = math.nan  # the median of the first losses, of which the very first alone saw no update
         self.settled = math.nan  # the median of as many behind them
         self.constant = math.nan  # what the best prediction that is the same for every input would have, if known
-        self._recent: deque[tuple[int, float]] = deque(maxlen=window)
-        self._smooth = smooth
-        self._lowest = Lowest(window // 4)
+        self._steps: deque[int] = deque(maxlen=window)
+        self._recent, self._few, self._lowest = Window(window), Window(smooth), Lowest(window // 4)
 
     def add(self, step: int, loss: float) -> None:
         """Take the loss of one step.
@@ -195,17 +196,19 @@ class LossBaseline:
         if not math.isfinite(loss):
             return
         self.steps += 1
-        self._recent.append((step, loss))
+        self._steps.append(step)
+        self._recent.add(loss)
+        self._few.add(loss)
+        self._lowest.add(loss)
         if self.steps == 1:
             self.first, self.first_step = loss, step
         if self.steps <= self.warm_up // 2:  # the first of them is that of weights that no step has moved
             self.early = self.median
-            self.start = min(self._recent[0][1], self.early)
+            self.start = min(self.first, self.early)
         elif self.steps == self.warm_up:
-            self.settled = median_of([loss for _, loss in self._recent][self.warm_up // 2 :])
-        if self.steps >= self._smooth:
+            self.settled = median_of([*self._recent][self.warm_up // 2 :])
+        if self._few.full:
             self.best = min(self.best, self.now)
-        self._lowest.add([loss for _, loss in self.latest])
 
     @property
     def ready(self) -> bool:
@@ -215,7 +218,8 @@ class LossBaseline:
     @property
     def latest(self) -> tuple[tuple[int, float], ...]:
         """Steps and losses of the last few, a quarter of those that are remembered."""
-        return tuple(self._recent)[-((self._recent.maxlen or 0) // 4) :]
+        last = [*self._lowest.last]
+        return tuple(zip([*self._steps][-len(last) :], last, strict=True)) if last else ()
 
     @property
     def has_learned(self) -> bool:
@@ -225,24 +229,23 @@ class LossBaseline:
     @property
     def median(self) -> float:
         """The median of the losses that are remembered; NaN of none."""
-        return median_of([loss for _, loss in self._recent])
+        return self._recent.median
 
     @property
     def now(self) -> float:
         """The median of the last few losses; NaN of none."""
-        return median_of([loss for _, loss in list(self._recent)[-self._smooth :]])
+        return self._few.median
 
     @property
     def spread(self) -> float:
         """The standard deviation that the median absolute deviation stands for; a drift within the window counts."""
         centre = self.median
-        return _NORMAL * median_of([abs(loss - centre) for _, loss in self._recent])
+        return _NORMAL * median_of([abs(loss - centre) for loss in self._recent])
 
     @property
     def jitter(self) -> float:
         """The standard deviation of one loss that its differences from the one before stand for: no drift counts."""
-        losses = [loss for _, loss in self._recent]
-        return _NORMAL * median_of([abs(b - a) for a, b in pairwise(losses)]) / math.sqrt(2)
+        return _NORMAL * median_of([abs(b - a) for a, b in pairwise(self._recent)]) / math.sqrt(2)
 
     @property
     def lasting_rise(self) -> float:
@@ -252,8 +255,8 @@ class LossBaseline:
         above those of when it was lowest by their ranks, as steps that are too long make losses scatter the more.
         """
         rise, further = self.now - self.best, self.recent - self._lowest.median
-        few = rise if rise > CLEAR * self.jitter / math.sqrt(self._smooth) else 0.0
-        return max(few, further if self._lowest.deviations([loss for _, loss in self.latest]) > CLEAR else 0.0)
+        few = rise if rise > CLEAR * self.jitter / math.sqrt(self._few.count) else 0.0
+        return max(few, further if self._lowest.deviations > CLEAR else 0.0)
 
     @property
     def learned(self) -> float:
@@ -277,7 +280,7 @@ class LossBaseline:
     @property
     def recent(self) -> float:
         """The median of the last quarter of the losses that are remembered; NaN of none."""
-        return median_of([loss for _, loss in self.latest])
+        return self._lowest.last.median
 
     @property
     def no_better(self) -> bool:
@@ -294,7 +297,7 @@ class LossBaseline:
 
         As much is what learning a constant looks like, where it is not known what that gives.
         """
-        if self.steps < (self._recent.maxlen or 0) or self.learned >= 0.5 * abs(self.start):
+        if self.steps < self._recent.count or self.learned >= 0.5 * abs(self.start):
             return False
         fallen = min(self.start, self.settled) - self.recent
         return fallen < max(0.02 * abs(self.start), self._scatter)
@@ -302,7 +305,7 @@ class LossBaseline:
     @property
     def _scatter(self) -> float:
         """By how much the median of the last losses is below another for certain."""
-        return CLEAR * _MEDIAN * self.jitter / math.sqrt(len(self.latest))
+        return CLEAR * _MEDIAN * self.jitter / math.sqrt(len(self._lowest.last))
 
     @property
     def scale(self) -> float:
@@ -336,7 +339,7 @@ class LossBaseline:
         Args:
             steps: how many losses each side has.
         """
-        losses = [loss for _, loss in self._recent]
+        losses = [*self._recent]
         if len(losses) < 2 * steps:
             return math.nan
         return median_of(losses[-2 * steps : -steps]) - median_of(losses[-steps:])

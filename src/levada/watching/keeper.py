@@ -31,8 +31,7 @@ __all__ = ["Keeper", "require_notes"]
 # The rule of a loss that rises steeply with the first steps.
 STEEPLY: Final = "learning_rate_too_high"
 _NOTES: Final = ("indices", "targets", "checkpoint")
-# Steps between two looks at what a usual loss is: it hardly moves, and a sort of all of them takes longer than a step
-# of the smallest models may.
+# Steps between two looks at what a usual loss is: it hardly moves.
 _REFRESH: Final = 8
 
 

@@ -15,54 +15,53 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import final
 
+from levada.watching.window import Window
+
 __all__ = ["Lowest", "median_of"]
 
 
 @final
 class Lowest:
-    """The losses in a row, of so many, whose median was the lowest.
+    """The losses in a row, of so many, whose median was the lowest, and the last ones beside them.
 
     Args:
         count: how many; of less than 25, all of which a later one is above, no rise is 6 deviations.
 
     Attributes:
-        median: theirs; infinite as long as there were too few.
+        median: that of the lowest; infinite as long as there were too few.
+        last: the last losses.
 
     Example:
         >>> lowest = Lowest(32)
-        >>> for first in (50, 10, 30):
-        ...     lowest.add([float(first + i) for i in range(32)])
-        >>> lowest.median, lowest.deviations([25.5] * 32), round(lowest.deviations([60.0] * 32), 2)
-        (25.5, 0.0, 6.87)
+        >>> for loss in (*[50] * 32, *range(10, 42), *[60] * 32):
+        ...     lowest.add(float(loss))
+        >>> lowest.median, lowest.last.median, round(lowest.deviations, 2)
+        (25.5, 60.0, 6.87)
     """
 
     def __init__(self, count: int) -> None:
         self.median = math.inf
-        self._count = count
-        self._sorted: list[float] = []
+        self.last = Window(count)
+        self._ordered: list[float] = []
 
-    def add(self, losses: Sequence[float]) -> None:
-        """Take the last losses in a row.
-
-        Args:
-            losses: finite; fewer than `count` count for nothing.
-        """
-        if len(losses) < self._count or not losses:
-            return
-        median = median_of(losses)
-        if median < self.median:
-            self.median, self._sorted = median, sorted(losses)
-
-    def deviations(self, losses: Sequence[float]) -> float:
-        """Return by how many standard deviations losses rank above the lowest ones; 0 as long as there are none.
+    def add(self, loss: float) -> None:
+        """Take the loss of one step.
 
         Args:
-            losses: as many.
+            loss: finite.
         """
-        known, n = self._sorted, len(self._sorted)
-        if not known or len(losses) < n:
+        last = self.last
+        last.add(loss)
+        if last.full and (median := last.median) < self.median:
+            self.median, self._ordered = median, last.ordered.copy()
+
+    @property
+    def deviations(self) -> float:
+        """By how many standard deviations the last losses rank above the lowest ones; 0 as long as there are none."""
+        known, n = self._ordered, len(self._ordered)
+        if not known:
             return 0.0
-        share = sum(bisect_left(known, loss) + bisect_right(known, loss) for loss in losses) / (2 * n * len(losses))
+        share = sum(bisect_left(known, loss) + bisect_right(known, loss) for loss in self.last) / (2 * n * n)
         return (share - 0.5) * n * math.sqrt(12 / (2 * n + 1))
 
 
