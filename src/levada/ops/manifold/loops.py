@@ -109,7 +109,7 @@ def read_backward(
     softmax, kernel = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits, gradient = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
-    part, by_row = np.empty((n, TOKENS), state.dtype), np.empty((n, TOKENS), state.dtype)
+    parts, by_row = np.empty((2 * iterations, n, TOKENS), state.dtype), np.empty((n, TOKENS), state.dtype)
     by_column = np.empty((n, TOKENS), state.dtype)  # one array of three would have no layout that is known
     by_logits, reads = np.empty(len(bias), state.dtype), np.empty(n, state.dtype)
     for start in range(0, tokens, TOKENS):
@@ -122,7 +122,7 @@ def read_backward(
                     for j in range(n):
                         gradient[i, j, b] = by_mix[t, i, j]
             normalise_backward(
-                gradient, softmax, kernel, rows, columns, iterations, epsilons[0], part, by_row, by_column
+                gradient, softmax, kernel, rows, columns, iterations, epsilons[0], parts, by_row, by_column
             )
         for t in range(start, min(start + TOKENS, tokens)):
             for i in range(n):
