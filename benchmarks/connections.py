@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import importlib.util
 import math
 import sys
@@ -50,10 +51,10 @@ def program(chain: Chain) -> Program:
     return step(chain.advance, chain.state(), list(chain.last.parameters()))
 
 
-def require_precise(connection: type[Connection], dim: int) -> None:
+def require_precise(connection: type[Connection], dim: int, options: dict[str, Any] | None = None) -> None:
     """Raise AssertionError unless the layer computes in float32 what it computes in float64."""
     torch.manual_seed(0)
-    single = Chain(connection, tokens=16, dim=dim)
+    single = Chain(connection, tokens=16, dim=dim, options=options)
     with torch.no_grad():
         for parameter in single.last.parameters():  # off its start, where zeros hide what is multiplied by them
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -149,13 +150,14 @@ def _fastest(run: Program) -> float:
     return min(seconds)
 
 
-def ours(connection: type[Connection], tokens: int, dim: int, repetitions: int) -> Iterator[Row]:
-    require_precise(connection, dim)
-    baseline, measured = (
-        program(Chain(Residual, tokens=tokens, dim=dim)),
-        program(Chain(connection, tokens=tokens, dim=dim)),
-    )
-    yield row(connection.__name__, baseline, measured, tokens, dim, repetitions)
+def ours(
+    connection: type[Connection], tokens: int, dim: int, repetitions: int, options: dict[str, Any] | None = None
+) -> Iterator[Row]:
+    require_precise(connection, dim, options)
+    baseline = program(Chain(Residual, tokens=tokens, dim=dim))
+    measured = program(Chain(connection, tokens=tokens, dim=dim, options=options))
+    name = ", ".join([connection.__name__, *(f"{key}={value!r}" for key, value in (options or {}).items())])
+    yield row(name, baseline, measured, tokens, dim, repetitions)
 
 
 def theirs(kind: str, tokens: int, dim: int, repetitions: int) -> Iterator[Row]:
@@ -179,12 +181,13 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
     sizes = [(64, 32, 7)] if quick else [(4_096, 512, 11), (256, 128, 11)]
     installed = importlib.util.find_spec("hyper_connections") is not None
     for tokens, dim, repetitions in sizes:
-        size = {"tokens": tokens, "dim": dim, "repetitions": repetitions}
+        size: dict[str, Any] = {"tokens": tokens, "dim": dim, "repetitions": repetitions}
         for connection in listed().values():
-            yield lambda connection=connection, size=size: ours(connection, **size)
+            yield functools.partial(ours, connection, **size)
+        yield functools.partial(ours, HyperConnection, **size, options={"dynamic": False})
         for kind in ("HyperConnections", "mHC") if installed else ():
-            yield lambda kind=kind, size=size: theirs(kind, **size)
-        yield lambda size=size: linear(**size)
+            yield functools.partial(theirs, kind, **size)
+        yield functools.partial(linear, **size)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,7 +47,9 @@ def write_and_read(
         mix: of the streams in each other.
         *others: the reading's other arguments.
     """
-    found: tuple[Tensor, ...] = _Ahead.apply(reading, state, out, weights, mix, *others)  # type: ignore[no-untyped-call]
+    own = reading.tensors - 1
+    written, given = (state, out, weights, mix), others[:own]
+    found: tuple[Tensor, ...] = _Ahead.apply(reading, others[own:], *written, *given)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -54,19 +57,18 @@ class _Ahead(torch.autograd.Function):
     """Both, one kernel after the other, with tokens as the first axis in here."""
 
     @staticmethod
-    def forward(ctx: Any, reading: Reading, *arguments: Any) -> tuple[Tensor, ...]:
-        written, others = arguments[:4], arguments[4:]
-        leading = arguments[0].shape[:-2]
+    def forward(ctx: Any, reading: Reading, options: Sequence[Any], *tensors: Any) -> tuple[Tensor, ...]:
+        written, others = tensors[:4], tensors[4:]
+        leading = tensors[0].shape[:-2]
         new = cpu.write(*(_flat(x, len(leading)) for x in written))
-        found: tuple[Tensor, ...] = reading.cpu.read(new, *others)
+        found: tuple[Tensor, ...] = reading.cpu.read(new, *others, *options)
         results, kept = [*found[: reading.results], new], found[reading.results :]
         if len(leading) != 1:
             with torch._C._AutoDispatchBelowADInplaceOrView():  # else they are views, and FSDP2 warns of these
                 results = [y.view(*leading, *y.shape[1:]) for y in results]
-        own = reading.tensors - 1
-        ctx.reading, ctx.options = reading, others[own:]
+        ctx.reading, ctx.options = reading, options
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*written, results[-1], *others[:own], *kept)
+        ctx.save_for_backward(*written, results[-1], *others, *kept)
         return tuple(results)
 
     @staticmethod
@@ -76,7 +78,7 @@ class _Ahead(torch.autograd.Function):
         leading = written[0].ndim - 2
         by_new, *by_own = ctx.reading.gradients(saved, ctx.options, cotangents)
         by_written = autograd.gradients(*(_flat(x, leading) for x in (by_new, *written)))
-        return None, *(y.view(x.shape) for x, y in zip(written, by_written, strict=True)), *by_own
+        return None, None, *(y.view(x.shape) for x, y in zip(written, by_written, strict=True)), *by_own
 
 
 def _flat(x: Tensor, leading: int) -> Tensor:

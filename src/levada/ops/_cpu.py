@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -13,7 +14,7 @@ from torch import Tensor
 from levada.ops._define import import_kernels
 from levada.ops._kernels import takes
 
-__all__ = ["TOGETHER", "added", "array_of", "blocks_of", "loops_for", "rows_of"]
+__all__ = ["TOGETHER", "added", "array_of", "blocks_of", "loops_for", "number_of", "rows_of"]
 
 TOGETHER: Final = 2**20  # elements of the streams that one thread takes at a time; of fewer, products are slow
 
@@ -34,6 +35,16 @@ def loops_for(module: str, state: Tensor, *others: Tensor | None) -> ModuleType 
 def array_of(x: Tensor) -> Any:
     """Return a copy of a parameter: memory that NumPy shares cannot be resized, as sharding wants parameters' to be."""
     return x.detach().clone(memory_format=torch.contiguous_format).numpy()
+
+
+@functools.cache
+def number_of(dtype: torch.dtype) -> Any:
+    """Return a one of NumPy's: the type that loops compute in, which no address tells.
+
+    Args:
+        dtype: of the tensors.
+    """
+    return torch.ones((), dtype=dtype).numpy()[()]
 
 
 def added(parts: Sequence[Any], dtype: torch.dtype) -> Any:

@@ -101,7 +101,8 @@ def is_special(*tensors: Tensor) -> bool:
     """
     if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    return any(type(x) not in _PLAIN or torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+    # Called with a dozen tensors at each layer, there and back: no frame of Python for each.
+    return not _PLAIN.issuperset(map(type, tensors)) or any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
 
 
 def is_direct(*tensors: Tensor | None) -> bool:
@@ -114,10 +115,12 @@ def is_direct(*tensors: Tensor | None) -> bool:
     """
     given = [x for x in tensors if x is not None]
     at_work = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or is_special(*given)
-    return given[0].device.type == "cpu" and not at_work
+    # Kernels read memory by its address, where such numbers are not, or not with their sign.
+    unmade = any(map(Tensor.is_neg, given)) or any(map(Tensor._is_zerotensor, given))
+    return given[0].device.type == "cpu" and not at_work and not unmade
 
 
-_PLAIN: Final = (Tensor, torch.nn.Parameter)
+_PLAIN: Final = frozenset({Tensor, torch.nn.Parameter})
 
 
 def empty_like(x: Tensor) -> Tensor:

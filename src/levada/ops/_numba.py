@@ -12,10 +12,11 @@ from typing import Any, Final
 import numba  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import numpy as np
 import torch
-from numba.extending import overload  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from numba import carray, types  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from numba.extending import intrinsic, overload  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-__all__ = ["compiled", "exp", "over_tokens"]
+__all__ = ["array_at", "compiled", "exp", "over_addresses", "over_tokens"]
 
 _WORTH_A_THREAD: Final = 2**15  # elements: a thread takes some microseconds to begin
 
@@ -49,17 +50,69 @@ def over_tokens(function: Callable[..., Any], tensors: Sequence[Any], *options: 
         What each call returned, in the order of the tokens.
     """
     arrays = [_array(given) if isinstance(given, Tensor) else given for given in tensors]
-    threads, tokens = torch.get_num_threads(), len(arrays[0])
-    if threads > 1:
-        size = work or max(array.size for array in arrays)
-        threads = min(threads, size // _WORTH_A_THREAD, tokens)
-    if threads <= 1:
+    tokens = len(arrays[0])
+    ends = _ends(tokens, (work or max(array.size for array in arrays)) if torch.get_num_threads() > 1 else 0)
+    if len(ends) == 2:
         return [function(*arrays, *options)]
-    ends = [tokens * i // threads for i in range(threads + 1)]
-    parts = [[array[a:b] for array in arrays] for a, b in itertools.pairwise(ends)]
-    waiting = [_pool(threads - 1).submit(function, *part, *options) for part in parts[1:]]
-    first = function(*parts[0], *options)
+    return _together(function, [[*(array[a:b] for array in arrays), *options] for a, b in itertools.pairwise(ends)])
+
+
+def over_addresses(function: Callable[..., Any], tensors: Sequence[Tensor], *options: Any) -> list[Any]:
+    """Call a compiled function with the addresses of tensors, the first and the end of its tokens, and options.
+
+    An array of a tensor takes a microsecond to make, of which a layer of some hundred tokens needs dozens; and memory
+    that NumPy shares cannot be resized, as sharding wants parameters' to be.
+
+    Args:
+        function: makes its arrays by `array_at`.
+        tensors: contiguous, on the CPU, tokens first in the first, the largest; some are written to.
+        *options: handed on.
+
+    Returns:
+        What each call returned, in the order of the tokens.
+    """
+    addresses = tuple([x.data_ptr() for x in tensors])
+    ends = _ends(len(tensors[0]), tensors[0].numel())
+    return _together(function, [[addresses, a, b, *options] for a, b in itertools.pairwise(ends)])
+
+
+def _ends(tokens: int, work: int) -> list[int]:
+    threads = torch.get_num_threads()
+    threads = max(1, min(threads, work // _WORTH_A_THREAD, tokens)) if threads > 1 else 1
+    return [tokens * i // threads for i in range(threads + 1)]
+
+
+def _together(function: Callable[..., Any], calls: Sequence[Sequence[Any]]) -> list[Any]:
+    waiting = [_pool(len(calls) - 1).submit(function, *call) for call in calls[1:]]
+    first = function(*calls[0])
     return [first, *(one.result() for one in waiting)]
+
+
+@intrinsic  # type: ignore[misc, unused-ignore]
+def _pointer(context, address, start, like):  # type: ignore[no-untyped-def]
+    """Return a pointer to a number like that, so many of them behind an address."""
+
+    def make(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        base = builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+        return builder.gep(base, [args[1]])
+
+    return types.CPointer(like)(types.intp, types.intp, like), make
+
+
+@compiled
+def array_at(address, first, shape, like):  # type: ignore[no-untyped-def]
+    """Return a contiguous tensor's array, from a row on.
+
+    Args:
+        address: of the tensor.
+        first: row, a number that is counted along the first axis.
+        shape: of the rest of the tensor, from there on.
+        like: a number of its type.
+    """
+    start = first
+    for axis in range(1, len(shape)):
+        start *= shape[axis]
+    return carray(_pointer(address, start, like), shape)
 
 
 # Neither reordered nor contracted but to fused products, as what it makes of a number does not depend on others.

@@ -99,7 +99,8 @@ class Reading:
         """Return the results, and the streams to write to."""
         if torch.compiler.is_compiling():
             return self.by(self.operation, state, *others)
-        found: tuple[Tensor, ...] = _Read.apply(self, state, *others)  # type: ignore[no-untyped-call]
+        own = self.tensors - 1
+        found: tuple[Tensor, ...] = _Read.apply(self, others[own:], state, *others[:own])  # type: ignore[no-untyped-call]
         return found
 
     def by(self, function: Kernel, state: Tensor, *others: Any) -> tuple[Tensor, ...]:
@@ -108,34 +109,34 @@ class Reading:
         found = function(state.reshape(-1, n, width), *others)[: self.results]
         return *(y.view(*leading, *y.shape[1:]) for y in found), state
 
-    def keep(self, ctx: Any, arguments: Sequence[Any], kept: Sequence[Tensor]) -> None:
+    def keep(self, ctx: Any, tensors: Sequence[Any], options: Sequence[Any], kept: Sequence[Tensor]) -> None:
         """Keep for the way back the arguments, and what was returned for it."""
-        ctx.options = arguments[self.tensors :]
+        ctx.options = options
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*arguments[: self.tensors], *kept)
+        ctx.save_for_backward(*tensors, *kept)
 
     def context(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         """Set up what `derivative` needs."""
         kept = () if isinstance(output, Tensor) else output[self.results :]
         ctx.mark_non_differentiable(*kept)
-        self.keep(ctx, inputs, kept)
+        self.keep(ctx, inputs[: self.tensors], inputs[self.tensors :], kept)
 
     def derivative(self, ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients by the operation's arguments."""
-        return self.gradients(ctx.saved_tensors, ctx.options, (*cotangents[: self.results], None))
+        found = self.gradients(ctx.saved_tensors, ctx.options, (*cotangents[: self.results], None))
+        return *found, *(None for _ in ctx.options)
 
     def gradients(
         self, saved: Sequence[Any], options: Sequence[Any], by: Sequence[Tensor | None]
     ) -> tuple[Tensor | None, ...]:
-        """Return the gradients by the arguments.
+        """Return the gradients by the tensors among the arguments.
 
         Args:
             saved: the tensors, and what was returned for the way back.
             options: that they came with.
             by: gradients by results and streams, None for zeros.
         """
-        state, *others = saved
-        kept = [others.pop() for _ in range(len(others) + 1 - self.tensors)][::-1]
+        state, others, kept = saved[0], saved[1 : self.tensors], saved[self.tensors :]
         flat, leading = state, state.ndim - 2
         if leading != 1:
             flat = state.reshape(-1, *state.shape[-2:])
@@ -147,7 +148,7 @@ class Reading:
         found = go_back("read_backward", self.reference, self.cpu, self.gradient, given, kept, options)
         by_state = found[0] if leading == 1 else found[0].view(state.shape)
         by_others = (None if x is None else y for x, y in zip(others, found[1:], strict=True))
-        return by_state, *by_others, *(None for _ in options)
+        return by_state, *by_others
 
     def _one_by_one(self, *given: Any) -> tuple[Any, Any]:
         found, axes = one_by_one(self.operation, *given)
@@ -168,13 +169,14 @@ class _Read(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, reading: Reading, *arguments: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, reading: Reading, options: Sequence[Any], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         ctx.reading = reading
-        state, *others = arguments
+        state, *others = tensors
+        assert state is not None
         *leading, n, width = state.shape
-        direct = is_direct(*arguments[: reading.tensors])
-        found = (reading.cpu.read if direct else reading.operation)(state.reshape(-1, n, width), *others)
-        reading.keep(ctx, arguments, found[reading.results :])
+        function = reading.cpu.read if is_direct(*tensors) else reading.operation
+        found = function(state.reshape(-1, n, width), *others, *options)
+        reading.keep(ctx, tensors, options, found[reading.results :])
         results = found[: reading.results]
         if len(leading) == 1:
             return *results, state
@@ -183,7 +185,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *ctx.reading.gradients(ctx.saved_tensors, ctx.options, cotangents)
+        return None, None, *ctx.reading.gradients(ctx.saved_tensors, ctx.options, cotangents)
 
 
 def go_back(

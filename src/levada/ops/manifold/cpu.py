@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from levada.ops import _cpu
-from levada.ops._cpu import added, array_of
+from levada.ops._cpu import added, number_of
 from levada.ops._precision import full_precision
 from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
@@ -27,9 +28,12 @@ def loops_for(state: Tensor, form: Form, *others: Tensor | None) -> ModuleType |
         *others: the parameters.
     """
     # Past so many iterations an entry that underflowed could matter.
-    if form.mixes and not form.epsilon and form.iterations > steps_at_once(state.shape[-2], state.dtype):
+    if form.mixes and not form.epsilon and form.iterations > _most_steps(state.shape[-2], state.dtype):
         return None
     return _cpu.loops_for("levada.ops.manifold.loops", state, *others)
+
+
+_most_steps = functools.cache(steps_at_once)  # logarithms at each layer
 
 
 def read(
@@ -50,7 +54,8 @@ def read(
     inverse = state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)
-    loops.over_tokens(loops.read, [state, found, inverse, x, reads, writes, mix], *options_of(scale, bias, form))
+    tensors = [state, found, inverse, x, reads, writes, mix, scale.contiguous(), bias.contiguous()]
+    loops.over_addresses(loops.read_at, tensors, n, width, *options_of(state.dtype, form))
     return x, reads, writes, mix, found, inverse
 
 
@@ -60,7 +65,7 @@ def read_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients by state, projection, scale and bias; see the reference."""
     form = Form(*options)
-    loops = loops_for(state, form, projection, scale, bias)
+    loops = loops_for(state, form, projection, scale, bias, by_x, by_reads, by_writes, by_mix, by_new)
     if loops is None:
         by = by_x, by_reads, by_writes, by_mix, by_new
         return reference.read_backward(*by, state, projection, scale, bias, features, inverse, *options)
@@ -68,9 +73,10 @@ def read_backward(
     by_state, by_found = torch.empty_like(state), torch.empty_like(features)
     if by_reads is None:
         by_reads = torch.zeros_like(by_writes)
-    given = by_x, by_reads, by_writes, by_mix, state if by_new is None else by_new, state, features, inverse
-    tensors = [*(x.contiguous() for x in given), by_state, by_found]
-    sums = loops.over_tokens(loops.read_backward, tensors, *options_of(scale, bias, form), by_new is not None)
+    given = state, by_x, by_reads, by_writes, by_mix, state if by_new is None else by_new, features, inverse
+    tensors = [*(x.contiguous() for x in given), by_state, by_found, scale.contiguous(), bias.contiguous()]
+    chosen = *state.shape[1:], *options_of(state.dtype, form), by_new is not None
+    sums = loops.over_addresses(loops.read_backward_at, tensors, *chosen)
     streams = state.view(len(state), -1)
     with full_precision(state):
         by_state.view(streams.shape).addmm_(by_found, projection)
@@ -89,14 +95,14 @@ def projected(streams: Tensor, weights: Tensor) -> Tensor:
     return torch.mm(weights, streams.t()).t()
 
 
-def options_of(scale: Tensor, bias: Tensor, form: Form) -> tuple[object, ...]:
-    """Return what the loops are given behind the arrays of tokens.
+@functools.cache
+def options_of(dtype: torch.dtype, form: Form) -> tuple[object, ...]:
+    """Return what the loops are given behind the shape: numbers of their type.
 
     Args:
-        scale: the parameter.
-        bias: likewise.
+        dtype: of the streams.
         form: what is asked for.
     """
+    one = number_of(dtype)
     epsilons = (form.epsilon, form.read_epsilon, form.write_epsilon, form.norm_epsilon)
-    parameters = [array_of(x) for x in (scale, bias)]
-    return *parameters, form.mixes, form.iterations, tuple(map(parameters[0].dtype.type, epsilons)), form.transposed
+    return one, form.mixes, form.iterations, tuple(map(type(one), epsilons)), form.transposed

@@ -10,12 +10,12 @@ import math
 
 import numpy as np
 
-from levada.ops._numba import compiled, exp, over_tokens
+from levada.ops._numba import array_at, compiled, exp, over_addresses
 
 # What Numba caches of this file does not see changes of that one: after one, save this one as well.
 from levada.ops.sinkhorn.loops import TOKENS, normalise, normalise_backward
 
-__all__ = ["over_tokens", "read", "read_backward"]
+__all__ = ["over_addresses", "read_at", "read_backward_at"]
 
 
 @compiled
@@ -109,7 +109,7 @@ def read_backward(
     softmax, kernel = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits, gradient = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
-    part, by_row = np.empty((n, TOKENS), state.dtype), np.empty((n, TOKENS), state.dtype)
+    parts, by_row = np.empty((2 * iterations, n, TOKENS), state.dtype), np.empty((n, TOKENS), state.dtype)
     by_column = np.empty((n, TOKENS), state.dtype)  # one array of three would have no layout that is known
     by_logits, reads = np.empty(len(bias), state.dtype), np.empty(n, state.dtype)
     for start in range(0, tokens, TOKENS):
@@ -122,7 +122,7 @@ def read_backward(
                     for j in range(n):
                         gradient[i, j, b] = by_mix[t, i, j]
             normalise_backward(
-                gradient, softmax, kernel, rows, columns, iterations, epsilons[0], part, by_row, by_column
+                gradient, softmax, kernel, rows, columns, iterations, epsilons[0], parts, by_row, by_column
             )
         for t in range(start, min(start + TOKENS, tokens)):
             for i in range(n):
@@ -151,3 +151,39 @@ def read_backward(
                     by_state[t, j] = 0
                     _add(by_x[t], state[t, j], reads[j], shrink, by_state[t, j])
     return by_scale, by_bias
+
+
+@compiled
+def read_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed):
+    """Do what `read` does, with the addresses of its arrays."""
+    tokens, kinds, rows = end - first, 3 if mixes else 2, n * (2 + n) if mixes else 2 * n
+    state = array_at(addresses[0], first, (tokens, n, width), one)
+    found = array_at(addresses[1], first, (tokens, rows), one)
+    inverse = array_at(addresses[2], first, (tokens,), one)
+    x = array_at(addresses[3], first, (tokens, width), one)
+    reads = array_at(addresses[4], first, (tokens, n), one)
+    writes = array_at(addresses[5], first, (tokens, n), one)
+    mix = array_at(addresses[6], first, (tokens, n if mixes else 0, n), one)
+    scale, bias = array_at(addresses[7], 0, (kinds,), one), array_at(addresses[8], 0, (rows,), one)
+    read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, iterations, epsilons, transposed)
+
+
+@compiled
+def read_backward_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed, adds):
+    """Do what `read_backward` does, with the addresses of its arrays."""
+    tokens, kinds, rows = end - first, 3 if mixes else 2, n * (2 + n) if mixes else 2 * n
+    state = array_at(addresses[0], first, (tokens, n, width), one)
+    by_x = array_at(addresses[1], first, (tokens, width), one)
+    by_reads = array_at(addresses[2], first, (tokens, n), one)
+    by_writes = array_at(addresses[3], first, (tokens, n), one)
+    by_mix = array_at(addresses[4], first, (tokens, n if mixes else 0, n), one)
+    by_new = array_at(addresses[5], first, (tokens, n, width), one)
+    found = array_at(addresses[6], first, (tokens, rows), one)
+    inverse = array_at(addresses[7], first, (tokens,), one)
+    by_state = array_at(addresses[8], first, (tokens, n, width), one)
+    by_found = array_at(addresses[9], first, (tokens, rows), one)
+    scale, bias = array_at(addresses[10], 0, (kinds,), one), array_at(addresses[11], 0, (rows,), one)
+    return read_backward(
+        by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found,
+        scale, bias, mixes, iterations, epsilons, transposed, adds,
+    )  # fmt: skip

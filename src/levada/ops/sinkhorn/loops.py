@@ -58,6 +58,9 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
             for b in range(tokens):
                 kernel[i, j, b] = exp(kernel[i, j, b] - most[b])
     rows[0] = one
+    if n == 4 and tokens == TOKENS:
+        _steps_of_four(kernel.reshape(16 * TOKENS), rows.reshape(rows.size), columns.reshape(columns.size), epsilon)
+        return
     # Matrices are the innermost loop, of whole rows: sums over a token's entries would not fill the vector units.
     for t in range(iterations):
         for j in range(n):
@@ -87,9 +90,100 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
 
 
 @compiled
-def normalise_backward(by_mix, softmax, kernel, rows, columns, iterations, epsilon, part, by_row, by_column):
-    """Put the gradient by a block's logits in the place of that by its matrices."""
+def _quotient(one, epsilon, before, k0, k1, k2, k3, v0, v1, v2, v3):
+    return one / (epsilon / before + ((k0 * v0 + k1 * v1) + (k2 * v2 + k3 * v3)))
+
+
+@compiled
+def _steps_of_four(k, rows, columns, epsilon):
+    """Take the steps of 4 x 4 matrices: flat arrays at constant distances, which the compiler knows not to overlap.
+
+    Entry (i, j) of all matrices begins at `(4 i + j) TOKENS`; a step's rows and columns are `4 TOKENS` numbers.
+    """
+    one, step, n = k.dtype.type(1), 4 * TOKENS, TOKENS
+    columns[:step] = one
+    for at in range(0, len(columns), step):
+        r, s, c = rows[at : at + step], rows[at + step : at + 2 * step], columns[at : at + step]
+        if at > 0:
+            p = columns[at - step : at]
+            for b in range(TOKENS):
+                v, w, x, y = r[b], r[n + b], r[2 * n + b], r[3 * n + b]
+                e, f, g, h = k[b], k[4 * n + b], k[8 * n + b], k[12 * n + b]
+                c[b] = _quotient(one, epsilon, p[b], e, f, g, h, v, w, x, y)
+                e, f, g, h = k[n + b], k[5 * n + b], k[9 * n + b], k[13 * n + b]
+                c[n + b] = _quotient(one, epsilon, p[n + b], e, f, g, h, v, w, x, y)
+                e, f, g, h = k[2 * n + b], k[6 * n + b], k[10 * n + b], k[14 * n + b]
+                c[2 * n + b] = _quotient(one, epsilon, p[2 * n + b], e, f, g, h, v, w, x, y)
+                e, f, g, h = k[3 * n + b], k[7 * n + b], k[11 * n + b], k[15 * n + b]
+                c[3 * n + b] = _quotient(one, epsilon, p[3 * n + b], e, f, g, h, v, w, x, y)
+        for b in range(TOKENS):
+            v, w, x, y = c[b], c[n + b], c[2 * n + b], c[3 * n + b]
+            e, f, g, h = k[b], k[n + b], k[2 * n + b], k[3 * n + b]
+            s[b] = _quotient(one, epsilon, r[b], e, f, g, h, v, w, x, y)
+            e, f, g, h = k[4 * n + b], k[5 * n + b], k[6 * n + b], k[7 * n + b]
+            s[n + b] = _quotient(one, epsilon, r[n + b], e, f, g, h, v, w, x, y)
+            e, f, g, h = k[8 * n + b], k[9 * n + b], k[10 * n + b], k[11 * n + b]
+            s[2 * n + b] = _quotient(one, epsilon, r[2 * n + b], e, f, g, h, v, w, x, y)
+            e, f, g, h = k[12 * n + b], k[13 * n + b], k[14 * n + b], k[15 * n + b]
+            s[3 * n + b] = _quotient(one, epsilon, r[3 * n + b], e, f, g, h, v, w, x, y)
+
+
+@compiled
+def _back_of_four(by_mix, k, rows, columns, epsilon, by_row, by_column, by_rows, by_columns):
+    """Go back through the same: what each step takes from the gradient is kept, and taken off at the end."""
+    step, n = 4 * TOKENS, TOKENS
+    for at in range(len(columns) - step, -1, -step):
+        r, s, c = rows[at : at + step], rows[at + step : at + 2 * step], columns[at : at + step]
+        q = by_rows[at : at + step]
+        for b in range(TOKENS):
+            v, w, x, y = by_row[b], by_row[n + b], by_row[2 * n + b], by_row[3 * n + b]
+            v, w, x, y = v * s[b], w * s[n + b], x * s[2 * n + b], y * s[3 * n + b]
+            q[b], q[n + b], q[2 * n + b], q[3 * n + b] = v, w, x, y
+            by_row[b], by_row[n + b] = epsilon * v / r[b], epsilon * w / r[n + b]
+            by_row[2 * n + b], by_row[3 * n + b] = epsilon * x / r[2 * n + b], epsilon * y / r[3 * n + b]
+            e, f, g, h = k[b], k[4 * n + b], k[8 * n + b], k[12 * n + b]
+            by_column[b] -= c[b] * ((e * v + f * w) + (g * x + h * y))
+            e, f, g, h = k[n + b], k[5 * n + b], k[9 * n + b], k[13 * n + b]
+            by_column[n + b] -= c[n + b] * ((e * v + f * w) + (g * x + h * y))
+            e, f, g, h = k[2 * n + b], k[6 * n + b], k[10 * n + b], k[14 * n + b]
+            by_column[2 * n + b] -= c[2 * n + b] * ((e * v + f * w) + (g * x + h * y))
+            e, f, g, h = k[3 * n + b], k[7 * n + b], k[11 * n + b], k[15 * n + b]
+            by_column[3 * n + b] -= c[3 * n + b] * ((e * v + f * w) + (g * x + h * y))
+        if at == 0:
+            break
+        p, q = columns[at - step : at], by_columns[at : at + step]
+        for b in range(TOKENS):
+            v, w, x, y = by_column[b], by_column[n + b], by_column[2 * n + b], by_column[3 * n + b]
+            v, w, x, y = v * c[b], w * c[n + b], x * c[2 * n + b], y * c[3 * n + b]
+            q[b], q[n + b], q[2 * n + b], q[3 * n + b] = v, w, x, y
+            by_column[b], by_column[n + b] = epsilon * v / p[b], epsilon * w / p[n + b]
+            by_column[2 * n + b], by_column[3 * n + b] = epsilon * x / p[2 * n + b], epsilon * y / p[3 * n + b]
+            e, f, g, h = k[b], k[n + b], k[2 * n + b], k[3 * n + b]
+            by_row[b] -= r[b] * ((e * v + f * w) + (g * x + h * y))
+            e, f, g, h = k[4 * n + b], k[5 * n + b], k[6 * n + b], k[7 * n + b]
+            by_row[n + b] -= r[n + b] * ((e * v + f * w) + (g * x + h * y))
+            e, f, g, h = k[8 * n + b], k[9 * n + b], k[10 * n + b], k[11 * n + b]
+            by_row[2 * n + b] -= r[2 * n + b] * ((e * v + f * w) + (g * x + h * y))
+            e, f, g, h = k[12 * n + b], k[13 * n + b], k[14 * n + b], k[15 * n + b]
+            by_row[3 * n + b] -= r[3 * n + b] * ((e * v + f * w) + (g * x + h * y))
+    by_columns[:step] = 0
+    for i in range(4):
+        g = by_mix[step * i : step * (i + 1)]
+        for at in range(0, len(columns), step):
+            r, v = rows[at + n * i : at + n * (i + 1)], by_rows[at + n * i : at + n * (i + 1)]
+            c, w = columns[at : at + step], by_columns[at : at + step]
+            for b in range(TOKENS):
+                g[b] -= v[b] * c[b] + r[b] * w[b]
+                g[n + b] -= v[b] * c[n + b] + r[b] * w[n + b]
+                g[2 * n + b] -= v[b] * c[2 * n + b] + r[b] * w[2 * n + b]
+                g[3 * n + b] -= v[b] * c[3 * n + b] + r[b] * w[3 * n + b]
+
+
+@compiled
+def normalise_backward(by_mix, softmax, kernel, rows, columns, iterations, epsilon, parts, by_row, by_column):
+    """Put the gradient by a block's logits in the place of that by its matrices; `parts` has two for each iteration."""
     n, tokens = by_mix.shape[0], by_mix.shape[2]
+    part = parts[0]
     by_row[:] = 0
     by_column[:] = 0
     for i in range(n):
@@ -99,7 +193,15 @@ def normalise_backward(by_mix, softmax, kernel, rows, columns, iterations, epsil
                 entry = by_mix[i, j, b] * kernel[i, j, b]
                 by_row[i, b] += entry
                 by_column[j, b] += entry
-    for t in range(iterations - 1, -1, -1):
+    of_four = n == 4 and tokens == TOKENS
+    if of_four:
+        flat, half = parts.reshape(parts.size), parts.size // 2
+        _back_of_four(
+            by_mix.reshape(16 * TOKENS), kernel.reshape(16 * TOKENS), rows.reshape(rows.size),
+            columns.reshape(columns.size), epsilon, by_row.reshape(4 * TOKENS), by_column.reshape(4 * TOKENS),
+            flat[:half], flat[half:],
+        )  # fmt: skip
+    for t in range(-1 if of_four else iterations - 1, -1, -1):
         for i in range(n):
             for b in range(tokens):
                 part[i, b] = by_row[i, b] * rows[t + 1, i, b]
@@ -158,7 +260,7 @@ def sinkhorn_backward(logits, cotangent, by_logits, iterations, epsilon):
     block, gradient = np.empty((n, n, TOKENS), work), np.empty((n, n, TOKENS), work)
     softmax, kernel = np.empty((n, n, TOKENS), work), np.empty((n, n, TOKENS), work)
     rows, columns = np.empty((iterations + 1, n, TOKENS), work), np.empty((iterations, n, TOKENS), work)
-    part, by_row = np.empty((n, TOKENS), work), np.empty((n, TOKENS), work)
+    parts, by_row = np.empty((2 * iterations, n, TOKENS), work), np.empty((n, TOKENS), work)
     by_column = np.empty((n, TOKENS), work)
     for start in range(0, tokens, TOKENS):
         for b in range(TOKENS):
@@ -167,7 +269,7 @@ def sinkhorn_backward(logits, cotangent, by_logits, iterations, epsilon):
                 for j in range(n):
                     block[i, j, b], gradient[i, j, b] = logits[t, i, j], cotangent[t, i, j]
         normalise(block, softmax, kernel, rows, columns, iterations, epsilon[0])
-        normalise_backward(gradient, softmax, kernel, rows, columns, iterations, epsilon[0], part, by_row, by_column)
+        normalise_backward(gradient, softmax, kernel, rows, columns, iterations, epsilon[0], parts, by_row, by_column)
         for t in range(start, min(start + TOKENS, tokens)):
             for i in range(n):
                 for j in range(n):

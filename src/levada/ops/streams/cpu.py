@@ -7,11 +7,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from levada.ops._cpu import number_of
 from levada.ops._define import empty_like, import_kernels
 from levada.ops._kernels import TYPES
 from levada.ops.streams import reference
 
-__all__ = ["write", "write_backward"]
+__all__ = ["options_of", "write", "write_backward"]
 
 
 def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
@@ -19,8 +20,11 @@ def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Te
     loops = _loops(state, out, weights, mix)
     if loops is None:
         return reference.write(state, out, weights, mix)
-    new = empty_like(state)
-    loops.over_tokens(loops.write, [*_arrays(state, out, weights, mix), new], mix is not None)
+    given, new = _arrays(state, out, weights, mix), empty_like(state)
+    if _follow_tokens(given):
+        loops.over_addresses(loops.write_at, [*given, new], *options_of(state, mix))
+    else:
+        loops.over_tokens(loops.write, [*given, new], mix is not None)
     return new
 
 
@@ -33,10 +37,28 @@ def write_backward(
         return reference.write_backward(cotangent, state, out, weights, mix)
     given = _arrays(state, out, weights, mix)
     found = [empty_like(x) for x in given]
-    loops.over_tokens(loops.write_backward, [cotangent.contiguous(), *given, *found], mix is not None)
+    tensors = [cotangent.contiguous(), *given, *found]
+    if _follow_tokens(given):
+        loops.over_addresses(loops.write_backward_at, tensors, *options_of(state, mix))
+    else:
+        loops.over_tokens(loops.write_backward, tensors, mix is not None)
     if mix is None:
         found[0], found[3] = state.new_empty(0), weights.new_empty(0)
     return found[0], found[1], found[2], found[3]
+
+
+def options_of(state: Tensor, mix: Tensor | None) -> tuple[object, ...]:
+    """Return what the loops are given behind the addresses.
+
+    Args:
+        state: the streams.
+        mix: as for `write`.
+    """
+    return *state.shape[1:], mix is not None, number_of(state.dtype)
+
+
+def _follow_tokens(given: list[Tensor]) -> bool:
+    return given[2].stride(0) != 0 and given[3].stride(0) != 0
 
 
 def _loops(*tensors: Tensor | None) -> ModuleType | None:

@@ -3,9 +3,9 @@
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from levada.ops._numba import compiled, over_tokens
+from levada.ops._numba import array_at, compiled, over_addresses, over_tokens
 
-__all__ = ["over_tokens", "write", "write_backward"]
+__all__ = ["over_addresses", "over_tokens", "write", "write_at", "write_backward", "write_backward_at"]
 
 
 @compiled
@@ -69,3 +69,31 @@ def write_backward(cotangent, state, out, weights, mix, by_state, by_out, by_wei
                         total += g * state[t, j, c]
                         by_state[t, j, c] += m * g
                     by_mix[t, i, j] = total
+
+
+@compiled
+def write_at(addresses, first, end, n, width, mixes, one):
+    """Do what `write` does, with the addresses of its arrays."""
+    tokens = end - first
+    state = array_at(addresses[0], first, (tokens, n, width), one)
+    out = array_at(addresses[1], first, (tokens, width), one)
+    weights = array_at(addresses[2], first, (tokens, n), one)
+    mix = array_at(addresses[3], first, (tokens, n, n if mixes else 1), one)
+    new = array_at(addresses[4], first, (tokens, n, width), one)
+    write(state, out, weights, mix, new, mixes)
+
+
+@compiled
+def write_backward_at(addresses, first, end, n, width, mixes, one):
+    """Do what `write_backward` does, with the addresses of its arrays."""
+    tokens = end - first
+    cotangent = array_at(addresses[0], first, (tokens, n, width), one)
+    state = array_at(addresses[1], first, (tokens, n, width), one)
+    out = array_at(addresses[2], first, (tokens, width), one)
+    weights = array_at(addresses[3], first, (tokens, n), one)
+    mix = array_at(addresses[4], first, (tokens, n, n if mixes else 1), one)
+    by_state = array_at(addresses[5], first, (tokens, n, width), one)
+    by_out = array_at(addresses[6], first, (tokens, width), one)
+    by_weights = array_at(addresses[7], first, (tokens, n), one)
+    by_mix = array_at(addresses[8], first, (tokens, n, n if mixes else 1), one)
+    write_backward(cotangent, state, out, weights, mix, by_state, by_out, by_weights, by_mix, mixes)

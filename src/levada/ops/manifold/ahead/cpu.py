@@ -14,6 +14,7 @@ from levada.ops._precision import full_precision
 from levada.ops.manifold.ahead import reference
 from levada.ops.manifold.cpu import loops_for, options_of, projected
 from levada.ops.manifold.reference import Form
+from levada.ops.streams.cpu import options_of as written_by
 
 __all__ = ["write_and_read", "write_and_read_backward"]
 
@@ -34,13 +35,13 @@ def write_and_read(
     features, inverse = state.new_empty(tokens, len(projection)), state.new_empty(tokens)
     reads, writes = state.new_empty(tokens, n), state.new_empty(tokens, n)
     mixes, streams = state.new_empty(tokens, n if form.mixes else 0, n), new.view(tokens, n * width)
-    chosen = options_of(scale, bias, form)
+    chosen, own = (n, width, *options_of(state.dtype, form)), (scale.contiguous(), bias.contiguous())
     with full_precision(state):
         for part in blocks_of(state):
-            writing.over_tokens(writing.write, [*map(part, (*given, new))], mix is not None)
+            writing.over_addresses(writing.write_at, [*map(part, (*given, new))], *written_by(state, mix))
             part(features).copy_(projected(part(streams), projection))
             made = [*map(part, (new, features, inverse, x, reads, writes, mixes))]
-            reading.over_tokens(reading.read, made, *chosen)
+            reading.over_addresses(reading.read_at, [*made, *own], *chosen)
     return new, x, reads, writes, mixes, features, inverse
 
 
@@ -51,7 +52,7 @@ def write_and_read_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the gradients; see the reference."""
     form, written = Form(*options), (state, out, weights, mix)
-    found = _loops(form, *written, projection, scale, bias)
+    found = _loops(form, *written, projection, scale, bias, by_new, by_x, by_reads, by_writes, by_mix)
     if found is None:
         read = new, projection, scale, bias, features, inverse
         return reference.write_and_read_backward(by_new, by_x, by_reads, by_writes, by_mix, *written, *read, *options)
@@ -59,24 +60,25 @@ def write_and_read_backward(
     tokens, n, width = state.shape
     given = _contiguous(*written)
     by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
-    came = [y.contiguous() for y in (by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new)]
+    came = [y.contiguous() for y in (new, by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new)]
     by_state, by_out, by_weights, by_old_mix = (empty_like(y) for y in given)
     # What arrives at the new streams is used up at once, but where it is the gradient by the old ones itself.
     most = rows_of(state)
     arrives, by_features = empty_like(state[:most]), torch.empty_like(features[:most])
     by_projection, sums = torch.zeros_like(projection), []
-    chosen = (*options_of(scale, bias, form), by_new is not None)
+    chosen = (n, width, *options_of(state.dtype, form), by_new is not None)
+    own = scale.contiguous(), bias.contiguous()
     streams = new.view(tokens, n * width)
     with full_precision(state):
         for part in blocks_of(state):
-            some = [*map(part, (*came, new, features, inverse))]
+            some = [*map(part, (*came, features, inverse))]
             several = len(some[0])
             by_written, by_found = part(by_state) if mix is None else arrives[:several], by_features[:several]
-            sums += reading.over_tokens(reading.read_backward, [*some, by_written, by_found], *chosen)
+            sums += reading.over_addresses(reading.read_backward_at, [*some, by_written, by_found, *own], *chosen)
             by_written.view(several, n * width).addmm_(by_found, projection)
             by_projection.addmm_(by_found.t(), part(streams))
             made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]
-            writing.over_tokens(writing.write_backward, [by_written, *made], mix is not None)
+            writing.over_addresses(writing.write_backward_at, [by_written, *made], *written_by(state, mix))
     by_scale, by_bias = (torch.from_numpy(added(one, state.dtype)) for one in zip(*sums, strict=True))
     by_old_mix = weights.new_empty(0) if mix is None else by_old_mix
     return by_state, by_out, by_weights, by_old_mix, by_projection, by_scale, by_bias
