@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from levada.connections import Residual
 from levada.stack import Stack
-from levada.stacking import running
+from levada.stacking import modules, running
 
 
 class Mean(nn.Linear):
@@ -306,13 +306,13 @@ def test_what_operators_ask_for_counts(surroundings, batch):
 def test_gradients_of_gradients_hold_the_lock_while_buffers_are_others(batch, monkeypatch):
     _, stacked = pair()
     held = []
-    difference = running._Runner.difference
+    difference = modules.Modules.difference
 
     def noting(self) -> str:
-        held.append(self.stacked.lock._is_owned())
+        held.append(stacked.stacked.lock._is_owned())
         return difference(self)
 
-    monkeypatch.setattr(running._Runner, "difference", noting)
+    monkeypatch.setattr(modules.Modules, "difference", noting)
     x = batch.clone().requires_grad_()
     torch.autograd.grad(stacked(x).sum(), x, create_graph=True)
     assert held == [True, True]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-
-from levada.stacking.recording import RecordingError
 
 __all__ = ["AsWritten", "is_wrapped", "transformed", "untransformed"]
 
@@ -51,10 +50,10 @@ class AsWritten:
 
     Args:
         run: from a state and the stacked parameters to the state after all layers.
-        settings: what the layers are, by which their recording was found.
-        ask: returns what they are now, or raises RecordingError where they are no longer alike.
-        buffers: of all layers, by module and name.
-        written: whether a forward pass writes into them.
+        same: tells whether they are what they were.
+        names: of all layers' buffers, by module.
+        buffers: what these are now.
+        written: whether a forward pass writes into those of a layer.
         read: whether the backward pass needs them.
         device: type of the device.
         lock: held while they run.
@@ -63,42 +62,43 @@ class AsWritten:
     def __init__(
         self,
         run: Callable[[Any, Sequence[Tensor]], Any],
-        settings: Any,
-        ask: Callable[[], Any],
-        buffers: Sequence[tuple[nn.Module, str]],
+        same: Callable[[], bool],
+        names: Sequence[tuple[nn.Module, str]],
+        buffers: Sequence[Tensor | None],
         written: Sequence[bool],
         read: Sequence[bool],
         device: str,
         lock: contextlib.AbstractContextManager[Any],
     ) -> None:
         self.lock = lock
-        self.run, self.settings, self.ask, self.names = run, settings, ask, buffers
+        self.run, self.same, self.names = run, same, names
         self.cast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        self.buffers: list[Tensor | None] = [module._buffers[name] for module, name in buffers]
-        pairs = zip(self.buffers, written, strict=True)
-        self.read = read
-        self.before = [None if b is None or not changes else b.clone() for b, changes in pairs]
+        self.buffers, self.read = buffers, read
+        places = [i for i, changes in enumerate(written) if changes and buffers[i] is not None]
+        self.before = {i: _copy(buffers[i :: len(written)]) for i in places}
         self.versions: list[int] = []
 
     def note_versions(self) -> None:
         """Take the buffers as they are after the forward pass for what its backward pass needs."""
-        self.versions = [_version(b) for b in self.buffers]
+        self.versions = _versions(self.buffers)
 
     def require_buffers(self, needed: Sequence[bool] | None = None) -> None:
         """Raise if a buffer was changed in place after the forward pass.
 
         Args:
-            needed: which are; by default those that the backward pass reads.
+            needed: which of a layer's are; by default those that the backward pass reads.
 
         Raises:
             RuntimeError: if one of these was.
         """
-        noted = zip(self.names, self.buffers, self.versions, needed or self.read, strict=True)
-        for (module, name), buffer, version, asked in noted:
-            if asked and _version(buffer) != version:
+        versions, asked = _versions(self.buffers), needed or self.read
+        if versions == self.versions:
+            return
+        for i, ((module, name), version, noted) in enumerate(zip(self.names, versions, self.versions, strict=True)):
+            if asked[i % len(asked)] and version != noted:
                 raise RuntimeError(
                     f"Stack: buffer {name!r} of a {type(module).__name__} is needed for gradients as it was in the "
-                    f"forward pass, and was changed in place: it is at version {_version(buffer)}, expected {version}. "
+                    f"forward pass, and was changed in place: it is at version {version}, expected {noted}. "
                     "Change it after backward(), or put a new tensor in its place."
                 )
 
@@ -116,17 +116,13 @@ class AsWritten:
             return self._as_before(state, parameters)
 
     def _as_before(self, state: Any, parameters: Sequence[Tensor]) -> Any:
-        try:
-            same = self.ask() == self.settings
-        except RecordingError:
-            same = False
-        if not same:
+        if not self.same():
             raise RuntimeError(
                 "Stack: gradients of gradients, and of many outputs at once, run stacked layers again as they were in "
                 "the forward pass, and a setting, module or hook of theirs is another one now. Change it afterwards, "
                 "or call arrange(stacked=False) before."
             )
-        self.require_buffers([old is None for old in self.before])
+        self.require_buffers([i not in self.before for i in range(len(self.read))])
         device, kind, enabled = self.cast
         with self._buffers_as_before(), torch.autocast(device, dtype=kind, enabled=enabled):
             return self.run(state, parameters)
@@ -136,8 +132,9 @@ class AsWritten:
         """Let the layers find copies of their buffers: what a branch counts, it counts once."""
         now = [module._buffers[name] for module, name in self.names]
         try:
-            for (module, name), held, old in zip(self.names, self.buffers, self.before, strict=True):
-                given = held if old is None else old
+            step = len(self.read)
+            for i, ((module, name), held) in enumerate(zip(self.names, self.buffers, strict=True)):
+                given = self.before[i % step][i // step] if i % step in self.before else held
                 module._buffers[name] = None if given is None else given.clone()
             yield
         finally:
@@ -145,5 +142,16 @@ class AsWritten:
                 module._buffers[name] = held
 
 
-def _version(buffer: Tensor | None) -> int:
-    return 0 if buffer is None or buffer.is_inference() else buffer._version
+def _versions(buffers: Sequence[Tensor | None]) -> list[int]:
+    try:
+        return [*map(_read_version, buffers)]
+    except (AttributeError, RuntimeError):  # there is none of None, and of what was made in inference mode
+        return [0 if b is None or b.is_inference() else b._version for b in buffers]
+
+
+_read_version = operator.attrgetter("_version")
+
+
+def _copy(buffers: Sequence[Any]) -> Any:
+    """Return copies of one buffer of all layers: in one call, unless their strides would change."""
+    return torch.stack([*buffers]) if buffers[0].is_contiguous() else [b.clone() for b in buffers]

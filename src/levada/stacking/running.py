@@ -19,16 +19,15 @@ from levada.stacking.again import AsWritten, transformed
 from levada.stacking.chunks import Rooms
 from levada.stacking.exposed import require_apart
 from levada.stacking.function import Form, How, Layers, flatten
-from levada.stacking.kinds import WATCHED, Kind
-from levada.stacking.parameters import LayerParameters, StackedParameters
+from levada.stacking.kinds import WATCHED
+from levada.stacking.modules import OTHERS, Modules
+from levada.stacking.parameters import StackedParameters
 from levada.stacking.program import Program
 from levada.stacking.recorder import Recorder
 from levada.stacking.recording import RecordingError
-from levada.stacking.settings import Classes, settings_of
 
 __all__ = ["run_recorded"]
 
-_OTHERS = "others"  # in place of what the layers were
 _PROGRAMS = 16  # that are kept
 _ROWS = 4  # lists of rows that are kept: each is as long as the stack
 _FEW = 100  # layers, in which a recording takes longer than a pass
@@ -66,10 +65,10 @@ def run_recorded(
             runner = cache.get("runner")
             if runner is None or runner.layers != layers:
                 runner = cache["runner"] = _Runner(stacked, layers)
-            difference = runner.difference()
-            if difference == _OTHERS:
+            difference = runner.modules.difference()
+            if difference == OTHERS:
                 runner = cache["runner"] = _Runner(stacked, layers, told=runner.told)
-                difference = runner.difference()
+                difference = runner.modules.difference()
             if difference in WATCHED:
                 return NotImplemented
             run = runner.prepared(leaves, form, segments, as_written, runner.settings_of_all(difference))
@@ -104,69 +103,20 @@ class _Runner:
     def __init__(self, stacked: StackedParameters, layers: Sequence[nn.Module], *, told: bool = False) -> None:
         self.stacked = stacked
         self.layers = layers
-        trees = [dict(layer.named_modules()) for layer in layers]
-        self.alike = all(
-            [(n, type(m)) for n, m in tree.items()] == [(n, type(m)) for n, m in trees[0].items()]
-            and all(_is_held(module._parameters, i) for module in tree.values())
-            and [[*module._buffers] for module in tree.values()] == [[*module._buffers] for module in trees[0].values()]
-            for i, tree in enumerate(trees)
-        )
-        self.kinds = [Kind([tree[path] for tree in trees]) for path in trees[0]] if self.alike else []
-        tables = [module._modules for tree in trees for module in tree.values()]
-        self.children, self.childless = [t for t in tables if t], [t for t in tables if not t]
-        self.modules = [*itertools.chain.from_iterable(map(dict.values, self.children))]
-        self.buffers = (
-            [(tree[path], name) for tree in trees for path, module in trees[0].items() for name in module._buffers]
-            if self.alike
-            else []
-        )
-        self.states = [module.__dict__ for tree in trees for module in tree.values()]
-        self.names = self._names()
-        self.classes = Classes([module for tree in trees for module in tree.values()])
-        self.recorder = Recorder(stacked, layers, self.kinds, self.classes.own)
+        self.modules = Modules(layers)
+        self.recorder = Recorder(stacked, layers, self.modules.kinds, self.modules.classes.own)
         self.programs: OrderedDict[Any, Program | RecordingError] = OrderedDict()
         self.missed: deque[bool] = deque(maxlen=2 * _MISSES)
         self.last: Any = None
         self.rows: OrderedDict[Program, list[Any]] = OrderedDict()
-        self.memory_of_rows: tuple[Any, list[Any]] = (), []
+        self.memory_of_rows: tuple[Any, list[Any]] = ([], []), []
         self.memory: dict[int, Tensor] = {}
         self.rooms = Rooms()
         self.told = told
 
-    def difference(self) -> str:
-        """Return what is not the same in all layers."""
-        if self._names() != self.names or self.classes.changed():
-            return _OTHERS
-        children = [*itertools.chain.from_iterable(map(dict.values, self.children))]
-        if not self.alike or children != self.modules or any(self.childless):
-            return "the tree of modules"
-        return next((name if name in WATCHED else repr(name) for k in self.kinds if (name := k.difference())), "")
-
-    def _names(self) -> tuple[list[str], list[int]]:
-        """Return the names of all buffers, and how many each module has."""
-        tables = self._tables()
-        return [*itertools.chain.from_iterable(tables)], [*map(len, tables)]
-
-    def _tables(self) -> list[dict[str, Any]]:
-        return [*map(operator.itemgetter("_buffers"), self.states)]
-
-    def settings(self) -> tuple[Any, ...]:
-        """Return what the first layer's attributes and the kinds of its buffers are, by which a recording is found."""
-        held = [module._buffers[name] for module, name in self.buffers]
-        if any(b is not None and b.requires_grad for b in held):
-            raise RecordingError("a buffer requires a gradient, or has a graph")
-        buffers = [
-            None if b is None else (type(b), b.shape, b.dtype, b.device, b.stride(), b.is_conj(), b.is_neg())
-            for b in held
-        ]
-        step = self._num_buffers
-        if buffers[step:] != buffers[:-step]:
-            raise RecordingError("buffers of one name differ in kind, or only some layers have them")
-        return *(settings_of(kind.states[0]) for kind in self.kinds), self.classes.settings(), *buffers[:step]
-
     def settings_of_all(self, difference: str) -> tuple[Any, ...]:
         """Return the settings, where nothing is not the same in all layers."""
-        settings = self.settings()
+        settings = self.modules.settings()
         if difference:
             raise RecordingError(f"{difference} is not the same in all of them")
         return settings
@@ -206,18 +156,19 @@ class _Runner:
     def _again(
         self, program: Program, segments: int, as_written: Callable[..., Any], settings: Any, device: str
     ) -> AsWritten:
-        step, found = self._num_buffers, program.exposed
+        buffers, step, found = self.modules.buffers, self.modules.step, program.exposed
         present = itertools.count()
-        places = [-1 if m._buffers[name] is None else next(present) for m, name in self.buffers[:step]]
-        written = [place in found.written for place in places] * len(self.layers)
-        read = [place in found.read for place in places] * len(self.layers)
-        if segments:
-            read = [not w for w in written]
+        places = [-1 if m._buffers[name] is None else next(present) for m, name in buffers[:step]]
+        written = [place in found.written for place in places]
+        read = [not w for w in written] if segments else [place in found.read for place in places]
 
-        def ask() -> tuple[Any, ...]:
-            return self.settings_of_all(self.difference())
+        def same() -> bool:
+            try:
+                return bool(self.settings_of_all(self.modules.difference()) == settings)
+            except RecordingError:
+                return False
 
-        return AsWritten(as_written, settings, ask, self.buffers, written, read, device, self.stacked.lock)
+        return AsWritten(as_written, same, buffers, self.modules.held(), written, read, device, self.stacked.lock)
 
     def _program(
         self, states: list[Tensor], form: Form, parameters: list[Any], learning: bool, settings: tuple[Any, ...]
@@ -250,23 +201,19 @@ class _Runner:
             raise RecordingError(*found.args)
         return found
 
-    @property
-    def _num_buffers(self) -> int:
-        return len(self.buffers) // len(self.layers)
-
     def _rows(self, program: Program, parameters: list[Any]) -> list[Any]:
         """Return what each layer reads; as long as the parameters stay where they are, these are the same views."""
-        held = [*itertools.chain.from_iterable(map(dict.values, self._tables()))]
-        memory = tuple(t if t is None else (t.data_ptr(), t.stride()) for t in (*parameters, *held))
-        known, objects = self.memory_of_rows
+        held = self.modules.held()
         given = [*parameters, *held]
+        memory = [t if t is None else t.data_ptr() for t in given], [p.stride() for p in parameters]
+        known, objects = self.memory_of_rows
         if memory != known or len(given) != len(objects) or any(map(operator.is_not, given, objects)):
             self.rows.clear()
             self.memory_of_rows = memory, given
         if program not in self.rows:
             with torch.no_grad():
                 slices = [*zip(*(p.detach().unbind(0) for p in parameters), strict=True)]
-                step = self._num_buffers
+                step = self.modules.step
                 own = [[b for b in held[i : i + step] if b is not None] for i in range(0, len(held), step or 1)]
                 require_apart(own, program.exposed)
                 slices = [(*row, *buffers) for row, buffers in zip(slices, own, strict=True)] if own else slices
@@ -279,10 +226,6 @@ class _Runner:
 
 def _layout(x: Tensor) -> tuple[Any, ...]:
     return x.shape, x.stride(), x.dtype, x.device, x.is_neg()
-
-
-def _is_held(table: dict[str, Any], layer: int) -> bool:
-    return table.layer == layer if isinstance(table, LayerParameters) else not table
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 
 from levada.stacking.recording import RecordingError
 
-__all__ = ["Classes", "settings_of"]
+__all__ = ["Classes", "is_fixed", "settings_of"]
 
 # What every module holds is looked at by itself, and the refusal is the same in all (`StackedParameters`).
 _LEFT_OUT = frozenset({*nn.Module().__dict__, "layer", "requires_grad_"}) - {"training"}
@@ -48,6 +48,19 @@ def settings_of(state: Mapping[str, Any]) -> tuple[Any, ...]:
                     f"{name!r} holds a {held}, in which a change would not be seen (buffers may hold tensors)"
                 ) from None
     return tuple(found)
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether nothing in a value can change, or nothing that one layer has alone.
+
+    Args:
+        value: of an attribute.
+    """
+    if isinstance(value, tuple | frozenset):
+        return not hasattr(value, "__dict__") and all(map(is_fixed, value))
+    if isinstance(value, numbers.Number):
+        return not hasattr(value, "__dict__")
+    return type(value) in _CONSTANT or isinstance(value, enum.Enum | type) or _is_function(value)
 
 
 @final

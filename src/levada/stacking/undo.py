@@ -45,7 +45,7 @@ class Before:
 
     def put_back(self) -> bool:
         """Undo all changes, and return whether there were any."""
-        changed = [(now, old) for now, old in self.held.values() if not same(_contents(now), old)]
+        changed = [(now, old) for now, old in self.held.values() if not _unchanged(_contents(now), old)]
         for now, old in changed:
             if isinstance(now, types.CellType) and old:
                 now.cell_contents = old[0]
@@ -66,6 +66,12 @@ class Before:
                     delattr(kind, name)
             changed += [(kind, name) for name in replaced]
         return bool(changed)
+
+
+def _unchanged(now: Any, old: Any) -> bool:
+    if isinstance(now, dict):  # in any order: what is hidden meanwhile comes back last
+        return now.keys() == old.keys() and all(same(value, old[key]) for key, value in now.items())
+    return same(now, old)
 
 
 def _attributes(kind: type) -> dict[str, Any]:
