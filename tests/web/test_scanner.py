@@ -132,6 +132,64 @@ def test_a_run_that_is_slow_to_read_is_not_read_at_every_change(tmp_path: Path, 
     asyncio.run(ask())
 
 
+def test_what_is_taken_away_is_told_while_another_run_is_read(tmp_path: Path) -> None:
+    class Slow(Told):
+        """A reader that is still reading the last run when the test ends."""
+
+        async def ask(self, name: str, *, run: str, **_: Any) -> bytes:
+            if run == "slow":
+                self.asked += 1
+                await asyncio.Event().wait()
+            return row().model_dump_json().encode()
+
+    async def ask() -> list[bytes]:
+        reader = Slow()
+        scanner = scanning(tmp_path, reader, every=0.0)
+        with scanner.listening() as heard:
+            await anext(heard)
+            task = asyncio.create_task(scanner.run())
+            told = [await anext(heard)]
+            RunWriter.create(tmp_path / "slow", kind="watch", name="slow").close()
+            while reader.asked == 0:
+                await asyncio.sleep(0.01)
+            shutil.rmtree(tmp_path / "run")
+            told.append(await anext(heard))
+            shutil.rmtree(tmp_path / "slow")  # it was never told of, and is not told to be gone
+            while scanner._known:
+                await asyncio.sleep(0.01)
+            told.append(str((await scanner.listed()).runs).encode())
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        return told
+
+    RunWriter.create(tmp_path / "run", kind="watch", name="run").close()
+    appeared, gone, left = asyncio.run(asyncio.wait_for(ask(), 120))
+    assert (appeared[:15], gone[:11], left) == (b"event: appeared", b"event: gone", b"[]")
+
+
+def test_a_run_that_is_taken_away_while_it_is_read_is_not_told_of_again(tmp_path: Path, grows: Any) -> None:
+    async def ask() -> list[str]:
+        scanner = scanning(tmp_path, Told())
+        told: list[str] = []
+        scanner._tell = lambda what, _: told.append(what)  # type: ignore[method-assign, assignment]
+
+        class Leaving(Told):
+            async def ask(self, name: str, **_: Any) -> bytes:
+                shutil.rmtree(tmp_path / "run")
+                await scanner._find()
+                return row(7).model_dump_json().encode()
+
+        await scanner.look()
+        grows()
+        next(iter(scanner._known.values())).next = 0.0
+        scanner._reader = Leaving()  # type: ignore[assignment]
+        await scanner.look()
+        return told
+
+    assert asyncio.run(ask()) == ["appeared", "gone"]
+
+
 @pytest.mark.parametrize(("latest", "apart"), [(30.0, 0.55), (0.1, 0.15)])
 def test_a_folder_that_is_slow_to_look_through_takes_a_part_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, latest: float, apart: float

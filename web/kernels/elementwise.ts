@@ -1,5 +1,6 @@
 /** What is done number by number, and sums over rows. */
 
+import { expOfNegative } from "./exp";
 import { one, putOne, putTwo, two } from "./numbers";
 
 /** `to = factor x + y`. */
@@ -39,6 +40,33 @@ export function timesOf<T>(to: usize, x: usize, y: usize, count: usize): void {
 /** Add a row to each of some. */
 export function addRowOf<T>(to: usize, row: usize, rows: usize, cols: usize): void {
   for (; rows > 0; rows--, to += cols * sizeof<T>()) sumOf<T>(to, to, row, cols);
+}
+
+/** Two at once: `1 / (1 + e)` and `e / (1 + e)` of `e = exp(-|u|)`, without overflow on either side. */
+function sigmoids(u: v128): v128 {
+  const ones = f64x2.splat(1);
+  const e = expOfNegative(f64x2.neg(f64x2.abs(u)));
+  const above = v128.bitselect(ones, e, f64x2.ge(u, f64x2.splat(0)));
+  return f64x2.div(above, f64x2.add(ones, e));
+}
+
+/** `to = sigmoid(u)`. */
+export function sigmoidOf<T>(to: usize, u: usize, count: usize): void {
+  const end = to + (count & ~1) * sizeof<T>();
+  for (; to < end; to += 2 * sizeof<T>(), u += 2 * sizeof<T>()) putTwo<T>(to, sigmoids(two<T>(u)));
+  if (count & 1) putOne<T>(to, f64x2.extract_lane(sigmoids(f64x2.splat(one<T>(u))), 0));
+}
+
+/** Zeros for what is below zero; -0 and NaN stay. */
+function positive(u: v128): v128 {
+  return v128.andnot(u, f64x2.lt(u, f64x2.splat(0)));
+}
+
+/** `to = u < 0 ? 0 : u`. */
+export function reluOf<T>(to: usize, u: usize, count: usize): void {
+  const end = to + (count & ~1) * sizeof<T>();
+  for (; to < end; to += 2 * sizeof<T>(), u += 2 * sizeof<T>()) putTwo<T>(to, positive(two<T>(u)));
+  if (count & 1) putOne<T>(to, f64x2.extract_lane(positive(f64x2.splat(one<T>(u))), 0));
 }
 
 /** `to = g y (1 - y)`: back through a sigmoid that gave y. */

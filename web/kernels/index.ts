@@ -13,9 +13,11 @@ import {
   gateBackOf,
   gateOf,
   reluBackOf,
+  reluOf,
   rowSquaresOf,
   scaledSumOf,
   sigmoidBackOf,
+  sigmoidOf,
   sumOf,
   tanhBackOf,
   timesOf,
@@ -61,6 +63,16 @@ export function times(single: bool, to: usize, x: usize, y: usize, count: usize)
 export function addRow(single: bool, to: usize, row: usize, rows: usize, cols: usize): void {
   if (single) addRowOf<f32>(to, row, rows, cols);
   else addRowOf<f64>(to, row, rows, cols);
+}
+
+export function sigmoid(single: bool, to: usize, u: usize, count: usize): void {
+  if (single) sigmoidOf<f32>(to, u, count);
+  else sigmoidOf<f64>(to, u, count);
+}
+
+export function relu(single: bool, to: usize, u: usize, count: usize): void {
+  if (single) reluOf<f32>(to, u, count);
+  else reluOf<f64>(to, u, count);
 }
 
 export function sigmoidBack(single: bool, to: usize, g: usize, y: usize, count: usize): void {

@@ -56,16 +56,20 @@ test("what comes before a frame is drawn once, in it", () => {
   expect(draw).toHaveBeenCalledTimes(1);
 });
 
-test("after a frame, none is drawn for as long as that took", () => {
+test.each([
+  ["a short frame is followed by a rest four times as long", 10, 40],
+  ["a longer one by what nobody sees as a halt", 20, 60],
+  ["a long one by as long as it took", 100, 100],
+])("%s", (_, took, rest) => {
   const draw = vi.fn();
   const pace = new Pace(draw);
   pace.soon();
-  frame(10); // until 10
+  frame(took);
   pace.soon();
-  until(19);
+  until(took + rest - 1);
   frame(0);
   expect(draw).toHaveBeenCalledTimes(1);
-  until(20);
+  until(took + rest);
   frame(0);
   expect(draw).toHaveBeenCalledTimes(2);
 });

@@ -30,7 +30,7 @@ it("runs as one file, in a thread of its own, without a page", { timeout: 60_000
     plugins: [{ name: "kernels", setup: provide }],
   });
   const [{ text }] = built.outputFiles;
-  expect(gzipSync(text).length).toBeLessThan(30_000);
+  expect(gzipSync(text).length).toBeLessThan(32_000);
   const worker = new Worker(SCOPE + text, { eval: true });
   try {
     const responses: Response[] = [];

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +64,25 @@ class Scanner:
         self._listeners: set[asyncio.Queue[News | None]] = set()
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Look again and again: reading what is slow to read holds up no word of what is gone."""
+        await asyncio.gather(self._again(self._find, self._found), self._again(self._read_changed, self._looked))
+
+    async def _again(self, act: Callable[[], Awaitable[None]], done: asyncio.Event) -> None:
         while True:
             began = time.monotonic()
             try:
-                await self.look()
+                await act()
             except Exception:  # the next look may find the folder as it should be
                 _log.exception("looking for runs failed, which is a defect of levada")
-            self._looked.set()
+            done.set()
             await asyncio.sleep(max(self._every, min(_LATEST, _SHARE * (time.monotonic() - began))))
 
     async def look(self) -> None:
         """Look once: find runs, and read those that have changed, the newest first."""
+        await self._find()
+        await self._read_changed()
+
+    async def _find(self) -> None:
         names, self._left_out = await asyncio.to_thread(found_in, self._root)
         ids = {identity(name): name for name in names}
         for id in [id for id in self._known if id not in ids]:
@@ -85,11 +92,14 @@ class Scanner:
         for id, name in ids.items():
             self._known.setdefault(id, _Known(name))
         self._found.set()
+
+    async def _read_changed(self) -> None:
+        await self._found.wait()
         await self._reader.start()
-        stamps = await asyncio.to_thread(self._stamps, ids)
+        stamps = await asyncio.to_thread(self._stamps, {id: one.name for id, one in self._known.items()})
         for id, seen in sorted(stamps.items(), key=lambda one: -one[1][1]):
-            one = self._known[id]
-            if seen != one.seen and time.monotonic() >= one.next:
+            one = self._known.get(id)
+            if one is not None and seen != one.seen and time.monotonic() >= one.next:
                 await self._read(id, one, seen)
 
     def _stamps(self, ids: dict[str, str]) -> dict[str, tuple[int, int, int, bool | None]]:
@@ -110,6 +120,8 @@ class Scanner:
                 return
             one.row = _unreadable(id, one.name, seen[1] / 1e9, str(error))
         one.next = time.monotonic() + min(_LATEST, _SHARE * (time.monotonic() - began))
+        if self._known.get(id) is not one:
+            return  # it was taken away meanwhile, which is told
         if before is None:
             self._tell("appeared", one.row)
         elif one.row != before:

@@ -6,7 +6,9 @@
  */
 
 import { erf } from "./erf";
-import type { Back } from "./kernels";
+import { expOfNegative } from "./exp";
+import { type Back, type Forth, map } from "./kernels";
+import type { Floats } from "./matrix";
 
 export interface Activation {
   readonly name: string;
@@ -15,6 +17,8 @@ export interface Activation {
   slope(u: number): number;
   /** The same from the value, where that says it: it spares an exponential, and is what PyTorch computes. */
   readonly slopeOfValue?: (y: number) => number;
+  /** The compiled loop that goes through it, if there is one. */
+  readonly forth?: Forth;
   /** The compiled loop that goes back through it, if there is one. */
   readonly back?: Back;
   /** Where the slope is 0 or 1 and PyTorch selects: an infinite gradient that is held back is 0, and not NaN. */
@@ -31,9 +35,14 @@ const SOFTPLUS_THRESHOLD = 20; // PyTorch's: linear above
 
 /** Without overflow on either side. */
 export function sigmoid(u: number): number {
-  if (u >= 0) return 1 / (1 + Math.exp(-u));
-  const e = Math.exp(u);
-  return e / (1 + e);
+  const e = expOfNegative(-Math.abs(u));
+  return (u >= 0 ? 1 : e) / (1 + e);
+}
+
+/** Of each number, in its place. */
+export function sigmoidAll(data: Floats): void {
+  if (map("sigmoid", data, data)) return;
+  for (let i = 0; i < data.length; i++) data[i] = sigmoid(data[i]);
 }
 
 function softplus(u: number): number {
@@ -54,9 +63,9 @@ function defineByValue(
   name: string,
   value: (u: number) => number,
   slopeOfValue: (y: number) => number,
-  back: Back,
+  loops: Pick<Activation, "forth" | "back">,
 ): Activation {
-  return { name, value, slope: (u) => slopeOfValue(value(u)), slopeOfValue, back, kinks: [] };
+  return { name, value, slope: (u) => slopeOfValue(value(u)), slopeOfValue, ...loops, kinks: [] };
 }
 
 /** `max(u, 0) + slope min(u, 0)`. */
@@ -106,12 +115,13 @@ const known: readonly Activation[] = [
     value: (u) => (u < 0 ? 0 : u),
     slope: (u) => (u <= 0 ? 0 : 1),
     selects: true,
+    forth: "relu",
     back: "reluBack",
     kinks: [],
   },
   leakyRelu(),
-  defineByValue("sigmoid", sigmoid, (s) => s * (1 - s), "sigmoidBack"),
-  defineByValue("tanh", Math.tanh, (t) => 1 - t * t, "tanhBack"),
+  defineByValue("sigmoid", sigmoid, (s) => s * (1 - s), { forth: "sigmoid", back: "sigmoidBack" }),
+  defineByValue("tanh", Math.tanh, (t) => 1 - t * t, { back: "tanhBack" }),
   define("erf", erf, (u) => (2 / Math.sqrt(Math.PI)) * Math.exp(-u * u)),
   gelu(),
   silu(),

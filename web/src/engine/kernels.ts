@@ -9,6 +9,7 @@
 import type { Floats } from "./matrix";
 
 type Each = (single: boolean, to: number, x: number, y: number, count: number) => void;
+type Map = (single: boolean, to: number, u: number, count: number) => void;
 type Weighed = (single: boolean, to: number, w: number, x: number, rows: number, n: number, dim: number) => void;
 
 /** Places are in bytes; `single` says that numbers are float32. See `web/kernels/`. */
@@ -31,6 +32,8 @@ interface Exports {
   ): void;
   sum: Each;
   times: Each;
+  sigmoid: Map;
+  relu: Map;
   sigmoidBack: Each;
   tanhBack: Each;
   reluBack: Each;
@@ -202,6 +205,19 @@ export function product(
   }
   top = before;
   return done;
+}
+
+/** Through an activation. */
+export type Forth = "sigmoid" | "relu";
+
+/** `to = phi(u)`, in place too. */
+export function map(loop: Forth, to: Floats, u: Floats): boolean {
+  if (top === 0) return false;
+  const single = isSingle(to);
+  const [a, b] = [at(to, single), at(u, single)];
+  if (a === 0 || b === 0) return false;
+  loops![loop](single, a, b, to.length);
+  return true;
 }
 
 /** Back through an activation: the gradient, and what it returned, or for `reluBack` what it was given. */

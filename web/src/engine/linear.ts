@@ -105,19 +105,27 @@ export class Linear implements Module {
   readonly parameters: readonly Parameter[];
   readonly weight: Parameter;
   readonly bias: Parameter | null;
+  private readonly seed: number;
   private input: Matrix | null = null;
 
   constructor(
-    name: string,
+    private readonly name: string,
     readonly dimIn: number,
     readonly dimOut: number,
     precision: Precision,
-    { bias = true, init = { name: "pytorch_default" }, seed = 0 }: LinearOptions = {},
+    { bias = true, init, seed = 0 }: LinearOptions = {},
   ) {
+    this.seed = seed;
     this.weight = parameter(`${name}.weight`, [dimOut, dimIn], precision);
     this.bias = bias ? parameter(`${name}.bias`, [dimOut], precision) : null;
     this.parameters = this.bias ? [this.weight, this.bias] : [this.weight];
-    initialise(this.weight.value, this.bias?.value ?? null, [dimOut, dimIn], init, new Random(seed, name));
+    this.draw(init);
+  }
+
+  /** Draw weight and bias, from the same random numbers each time. */
+  draw(init: Initialisation = { name: "pytorch_default" }): void {
+    const { weight, bias, name, seed } = this;
+    initialise(weight.value, bias?.value ?? null, [this.dimOut, this.dimIn], init, new Random(seed, name));
   }
 
   forward(x: Matrix): Matrix {

@@ -86,7 +86,8 @@ export class Activate implements Module {
     const y = unwritten(x.rows, x.cols, x.data);
     const { activation } = this;
     const [from, to] = [x.data, y.data];
-    for (let i = 0; i < to.length; i++) to[i] = activation.value(from[i]);
+    const done = activation.forth !== undefined && kernels.map(activation.forth, to, from);
+    for (let i = done ? to.length : 0; i < to.length; i++) to[i] = activation.value(from[i]);
     this.kept = activation.slopeOfValue ? y : x;
     return y;
   }

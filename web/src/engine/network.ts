@@ -1,13 +1,13 @@
 /** A stack of fully connected branches, each behind a connection: what `levada.Stack` of `FullyConnected` is. */
 
-import { activation } from "./activation";
-import type { Connection, Ends, State } from "./connections/connection";
+import type { Ends, State } from "./connections/connection";
 import { type ConnectionOptions, connections } from "./connections/index";
+import { type Layer, type Layers, makeLayer } from "./layers";
 import { type Initialisation, Linear } from "./linear";
 import { type Matrix, type Precision, rms, withSize, zeros } from "./matrix";
 import { type Mixing, mixingOverDepth } from "./mixing";
-import { Activate, type Module, type Parameter, Sequential } from "./module";
-import { type NormName, normalisation } from "./normalise";
+import { type Module, type Parameter, Sequential } from "./module";
+import type { NormName } from "./normalise";
 import { requireInteger, requireOneOf } from "./require";
 
 export interface NetworkOptions {
@@ -46,12 +46,6 @@ export interface Signals {
   readonly weightGradient: Float64Array;
 }
 
-interface Layer {
-  readonly connection: Connection;
-  readonly branch: Module;
-  readonly linear: Linear;
-}
-
 /** The layers alone, without what stands before and after them. */
 export class Stack implements Module {
   readonly parameters: readonly Parameter[];
@@ -64,7 +58,11 @@ export class Stack implements Module {
   private readonly layers: readonly Layer[];
   private readonly ends: Ends;
 
-  constructor(private readonly options: NetworkOptions) {
+  /** @param known layers that nobody trains, of which those that fit are taken. */
+  constructor(
+    private readonly options: NetworkOptions,
+    known?: Layers,
+  ) {
     const { depth, width, precision = "float64", norm = "none" } = options;
     requireInteger("depth", depth, 1, MAX_DEPTH);
     requireInteger("width", width, 1, MAX_WIDTH);
@@ -80,10 +78,8 @@ export class Stack implements Module {
     if (summed(depth, (layer) => kind.dimIn(layer) * kind.dimBranch) > MAX_WEIGHTS) {
       throw new RangeError(`a network has ${MAX_WEIGHTS} weights at most: take fewer layers or features.`);
     }
-    this.layers = Array.from({ length: depth }, (_, layer) => ({
-      connection: kind.make(layer),
-      ...makeBranch(`layers.${layer}.branch`, kind.dimIn(layer), kind.dimBranch, precision, options),
-    }));
+    this.layers =
+      known?.of(kind, options) ?? Array.from({ length: depth }, (_, layer) => makeLayer(kind, layer, options));
     const own = this.layers.flatMap(({ connection, branch }) => [...connection.parameters, ...branch.parameters]);
     this.parameters = [...own, ...this.ends.parameters];
     this.weights = this.layers.map(({ linear }) => linear.weight);
@@ -169,21 +165,6 @@ function summed(depth: number, part: (layer: number) => number): number {
   return total;
 }
 
-function makeBranch(
-  name: string,
-  dimIn: number,
-  dimOut: number,
-  precision: Precision,
-  options: NetworkOptions,
-): { branch: Module; linear: Linear } {
-  const { norm = "none", preActivation = false, bias = true, init = { name: "pytorch_default" }, seed = 0 } = options;
-  const linear = new Linear(`${name}.linear`, dimIn, dimOut, precision, { bias, init, seed });
-  const around: Module[] =
-    norm === "none" ? [] : [normalisation(norm, `${name}.norm`, preActivation ? dimIn : dimOut, precision)];
-  around.push(new Activate(activation(options.activation)));
-  return { branch: new Sequential(preActivation ? [...around, linear] : [linear, ...around]), linear };
-}
-
 /** A stack, with linear layers before and after it where `inputs` and `classes` are given. */
 export class Network implements Module {
   readonly parameters: readonly Parameter[];
@@ -192,9 +173,13 @@ export class Network implements Module {
   private readonly stem: Module;
   private readonly head: Module;
 
-  constructor(readonly options: NetworkOptions) {
+  /** @param known see `Stack`. */
+  constructor(
+    readonly options: NetworkOptions,
+    known?: Layers,
+  ) {
     const { inputs, classes, width, precision = "float64", seed = 0 } = options;
-    this.stack = new Stack(options);
+    this.stack = new Stack(options, known);
     if (inputs !== undefined) requireInteger("inputs", inputs, 1, MAX_INPUTS);
     if (classes !== undefined) requireInteger("classes", classes, 2, MAX_WIDTH);
     this.stem = new Sequential(inputs === undefined ? [] : [new Linear("stem", inputs, width, precision, { seed })]);

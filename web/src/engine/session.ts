@@ -2,6 +2,7 @@
 
 import { evaluate, lesions, paths, weights } from "./examine";
 import { within } from "./kernels";
+import { Layers } from "./layers";
 import { accuracy, crossEntropy } from "./loss";
 import { type Floats, floats, type Matrix, type Precision, rms, unwritten } from "./matrix";
 import { type Parameter, requireGradients, zeroGradients } from "./module";
@@ -35,6 +36,7 @@ type Configure = Extract<Request, { type: "configure" }>;
 export class Session {
   private configured: Configured | null = null;
   private training: { id: number; cancelled: boolean } | null = null;
+  private readonly layers = new Layers();
   private readonly lesioning = new Map<number, { cancelled: boolean }>();
 
   /**
@@ -93,7 +95,7 @@ export class Session {
   private configure({ id, network: options, optimizer: chosen, data, heldOut, batch = BATCH }: Configure): void {
     requireInteger("batch", batch, 1, 4096);
     for (const given of [data, heldOut]) if (given) requireData(given, options.inputs, options.classes);
-    const network = new Network(options);
+    const network = new Network(options, chosen ? undefined : this.layers);
     if (network.stack.kept * batch > MOST_KEPT) {
       throw new RangeError("this network keeps too much for its backward pass: take fewer layers, features or rows.");
     }

@@ -1,9 +1,15 @@
-/** When to draw while more is to come: soon, and yet so that drawing takes half of the time at most. */
+/**
+ * When to draw while more is to come: soon, and yet so that drawing leaves most of the time to what is computed. A frame
+ * is followed by a rest of some times its own length, so long as nobody sees it as a halt; then by as long as it took.
+ */
+
+const RESTS = 4;
+const SEEN = 60; // milliseconds
 
 export class Pace {
   private timer: ReturnType<typeof setTimeout> | null = null;
   private frame = 0;
-  /** Until when to wait: since the last frame as long as that took. */
+  /** Until when to wait. */
   private rested = 0;
 
   constructor(private readonly draw: () => void) {}
@@ -39,7 +45,8 @@ export class Pace {
       port1.onmessage = () => {
         port1.close();
         const end = performance.now();
-        this.rested = end + (end - start);
+        const took = end - start;
+        this.rested = end + Math.max(took, Math.min(RESTS * took, SEEN));
       };
       port2.postMessage(null);
     });

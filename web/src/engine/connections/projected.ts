@@ -1,6 +1,6 @@
 /** Coefficients that are projected from all streams of a token together: mHC, identity hyper-connections, heads. */
 
-import { sigmoid } from "../activation";
+import { sigmoid, sigmoidAll } from "../activation";
 import {
   addScaledRows,
   addTo,
@@ -215,7 +215,7 @@ export class IdentityCoefficients implements CoefficientMaker {
     const given = this.projection.forward(state);
     const read = zeros(state.rows, n, state.data).data;
     const write = zeros(state.rows, n, state.data).data;
-    for (let at = 0; at < given.data.length; at++) given.data[at] = sigmoid(given.data[at]);
+    sigmoidAll(given.data);
     for (let at = 0; at < read.length; at++) {
       const from = Math.floor(at / n) * 2 * n + (at % n);
       read[at] = given.data[from] + IDENTITY.epsilon;
@@ -261,7 +261,7 @@ export class StreamHead implements Head {
   forward(state: Matrix): Matrix {
     const { dim, streams: n } = this;
     const open = this.projection.forward(state);
-    for (let at = 0; at < open.data.length; at++) open.data[at] = sigmoid(open.data[at]);
+    sigmoidAll(open.data);
     this.kept = { state, open };
     const y = zeros(state.rows, dim, state.data);
     for (let r = 0; r < state.rows; r++) {

@@ -1,7 +1,7 @@
 /** Connections whose state is one tensor: plain, residual, post-norm and highway. */
 
 import type { Activation } from "../activation";
-import { sigmoid } from "../activation";
+import { sigmoidAll } from "../activation";
 import * as kernels from "../kernels";
 import { Linear } from "../linear";
 import { type Matrix, type Precision, sum, unwritten } from "../matrix";
@@ -131,7 +131,7 @@ class Gate {
 
   forward(x: Matrix): Matrix {
     const open = this.linear.forward(x);
-    for (let i = 0; i < open.data.length; i++) open.data[i] = sigmoid(open.data[i]);
+    sigmoidAll(open.data);
     this.open = open;
     return open;
   }
