@@ -209,8 +209,9 @@ def test_a_folder_that_is_slow_to_look_through_takes_a_part_of_the_time(
     monkeypatch.setattr(looking, "_LATEST", latest)
     monkeypatch.setattr(looking, "found_in", slow)
     monkeypatch.setattr(looking, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    scanner = scanning(tmp_path, Told(), every=0.0)
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(scanning(tmp_path, Told(), every=0.0).run())
+        asyncio.run(scanner._again(scanner._find, scanner._found))
     assert [b - a for a, b in itertools.pairwise(looks)] == pytest.approx([apart] * 2)
 
 
