@@ -184,6 +184,7 @@ class LossBaseline:
         self._recent: deque[tuple[int, float]] = deque(maxlen=window)
         self._smooth = smooth
         self._lowest = Lowest(window // 4)
+        self.lowest_step = -1  # the last one of the losses in a row whose median was the lowest
 
     def add(self, step: int, loss: float) -> None:
         """Take the loss of one step.
@@ -205,7 +206,8 @@ class LossBaseline:
             self.settled = median_of([loss for _, loss in self._recent][self.warm_up // 2 :])
         if self.steps >= self._smooth:
             self.best = min(self.best, self.now)
-        self._lowest.add([loss for _, loss in self.latest])
+        if self._lowest.add([loss for _, loss in self.latest]):
+            self.lowest_step = step
 
     @property
     def ready(self) -> bool:
@@ -221,6 +223,11 @@ class LossBaseline:
     def has_learned(self) -> bool:
         """Whether the loss is known for long enough, and came below its start by a twentieth of that."""
         return self.ready and self.learned >= 0.05 * abs(self.start)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest median of so many losses in a row as `latest` holds; infinite of fewer."""
+        return self._lowest.median
 
     @property
     def median(self) -> float:

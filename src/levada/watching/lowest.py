@@ -31,7 +31,7 @@ class Lowest:
     Example:
         >>> lowest = Lowest(32)
         >>> for first in (50, 10, 30):
-        ...     lowest.add([float(first + i) for i in range(32)])
+        ...     _ = lowest.add([float(first + i) for i in range(32)])
         >>> lowest.median, lowest.deviations([25.5] * 32), round(lowest.deviations([60.0] * 32), 2)
         (25.5, 0.0, 6.87)
     """
@@ -41,17 +41,19 @@ class Lowest:
         self._count = count
         self._sorted: list[float] = []
 
-    def add(self, losses: Sequence[float]) -> None:
-        """Take the last losses in a row.
+    def add(self, losses: Sequence[float]) -> bool:
+        """Take the last losses in a row; return whether they are the lowest so far.
 
         Args:
             losses: finite; fewer than `count` count for nothing.
         """
         if len(losses) < self._count or not losses:
-            return
+            return False
         median = median_of(losses)
-        if median < self.median:
+        lower = median < self.median
+        if lower:
             self.median, self._sorted = median, sorted(losses)
+        return lower
 
     def deviations(self, losses: Sequence[float]) -> float:
         """Return by how many standard deviations losses rank above the lowest ones; 0 as long as there are none.
