@@ -39,7 +39,7 @@ def hold_spikes(
         renew = told is not None and any(spike.evidence[end] != told.evidence[end] for end in ("ended_at", "back_at"))
         ledger.hold(key, spike, step, confirm=1, renew=renew or ending)
         held.add(key)
-    if (above := above_lowest(view.loss)) is not None:
+    if not held and (above := above_lowest(view.loss)) is not None:  # a spike that holds says so
         ledger.hold((ABOVE, ""), above, step, renew=ending)
         held.add((ABOVE, ""))
     return held
