@@ -369,8 +369,9 @@ def test_the_highest_loss_is_the_finite_one_of_those_that_this_update_brings(tmp
     assert told == [-2.0, 5.0, -math.inf, -9.0, -math.inf]
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("noted", [False, True])
-def test_where_an_update_broke_the_weights_the_batch_of_that_update_is_kept_too(tmp_path, noted):
+def test_where_an_update_broke_the_weights_the_batch_of_that_update_is_kept_too(tmp_path, noted, parts):
     torch.manual_seed(0)
     net, batches = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(8, 16, 4)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -379,9 +380,10 @@ def test_where_an_update_broke_the_weights_the_batch_of_that_update_is_kept_too(
             if noted:
                 watching.note(indices=[step])
             optimizer.zero_grad()
-            outputs = net(batches[step])
-            odd = (outputs * 0).abs().sqrt().sum() if step == 5 else 0  # 0, and its gradient is not finite
-            (outputs.square().mean() + odd).backward()
+            for part in range(parts):
+                outputs = net(batches[step] + part)
+                odd = (outputs * 0).abs().sqrt().sum() if step == 5 else 0  # 0, and its gradient is not finite
+                (outputs.square().mean() + odd).backward()
             optimizer.step()
     (folder,) = watching.judge.keeper.folders
     bundle = read_bundle(folder)
@@ -389,8 +391,8 @@ def test_where_an_update_broke_the_weights_the_batch_of_that_update_is_kept_too(
     assert "weights" not in bundle.values  # all of them are NaN
     earlier = bundle.values["earlier"]
     assert earlier["step"] == 5
-    assert torch.equal(earlier["args"][0], batches[5])
-    assert torch.equal(bundle.values["args"][0], batches[6])
+    assert torch.equal(earlier["args"][0], batches[5] + (parts - 1))  # the last one of that step
+    assert torch.equal(bundle.values["args"][0], batches[6] + (parts - 1))
     assert "cpu" in earlier["random_state"]
     assert earlier.get("indices") == ([5] if noted else None)
 

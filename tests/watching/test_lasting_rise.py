@@ -7,6 +7,7 @@ import pytest
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
 from levada.watching.baseline import LossBaseline
+from levada.watching.held_spikes import ABOVE, above_lowest
 from levada.watching.judged import standing_of
 from levada.watching.lowest import Lowest
 
@@ -71,3 +72,42 @@ def test_a_loss_far_above_its_best_is_not_called_healthy_however_it_scatters(lev
     standing = standing_of(run.judge)
     assert standing.verdict == verdict
     assert ("at its best" in standing.unjudged.get("loss_spike", "")) is (verdict == "unknown")
+
+
+def above(run):
+    return [f for f in run.judge.findings if f.rule == ABOVE]
+
+
+def test_a_loss_that_stays_a_few_times_above_its_lowest_is_an_information_with_the_step():
+    run = Synthetic()
+    run.run(60, up_to(0.02, 0.1))
+    run.judge.close()
+    (finding,) = above(run)
+    assert (finding.severity, finding.status) == ("info", "fired")
+    assert 100 < finding.evidence["step"] < 400
+    assert f"at step {run.judge.loss.latest[-1][0]}, and the lowest 32" in finding.claim
+    assert standing_of(run.judge).verdict == "healthy"
+
+
+@pytest.mark.parametrize("until", [460, 900])
+def test_a_loss_that_came_back_is_not_told_at_the_end(until):
+    def edit(step, values, scalars, losses):
+        up_to(0.02, 0.1)(step, values, scalars, losses)
+        losses[:] = [(s, 0.005) if s >= until else (s, loss) for s, loss in losses]
+
+    run = Synthetic()
+    run.run(60, edit)
+    run.judge.close()
+    assert [f.status for f in above(run)] == ["clear"] * (until == 900)  # of 60 steps nothing is told
+
+
+def test_of_losses_that_only_scatter_or_are_next_to_nothing_no_rise_is_told():
+    for draw_loss in NOISE.values():
+        draw, losses = random.Random(1), LossBaseline()
+        for step in range(2000):
+            losses.add(step, draw_loss(draw, step))
+            assert step % 20 or above_lowest(losses) is None
+    losses = LossBaseline()
+    for step in range(600):  # ten times its lowest, by a thousandth of what was learned
+        losses.add(step, 4.0 if step < 30 else 1e-4 if step < 300 else 1e-3)
+    assert above_lowest(losses) is None

@@ -4,6 +4,9 @@ import math
 
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
+from levada.watching.baseline import LossBaseline
+from levada.watching.spike import MOST, Spikes
+
 
 def spikes(run):
     return [f for f in run.judge.findings if f.rule == "loss_spike"]
@@ -85,3 +88,38 @@ def test_a_jump_without_a_reason_is_an_alarm_above_the_loss_of_the_untrained_mod
         assert 1.1 < finding.evidence["start"] < 1.3
         assert (finding.evidence["explained_by"], finding.severity) == (None, severity), (level, first)
         assert "If the data or the loss function was changed there, that is why." in finding.claim
+
+
+def test_what_is_told_of_a_loss_that_stays_up_is_true_at_the_end():
+    def edit(step, values, scalars, losses):
+        with_jumps(())(step, values, scalars, losses)
+        losses[:] = [(s, loss - 8.0 if s >= 700 else loss) for s, loss in losses]
+
+    run = Synthetic()
+    run.run(45, edit)
+    run.judge.close()
+    (finding,) = spikes(run)
+    last, now = run.judge.loss.latest[-1][0], run.judge.loss.recent
+    assert now < 13
+    assert finding.claim.count(f"and the last 32 one of {now:.4g} at step {last}.") == 1
+    assert finding.status == "fired"
+
+
+def test_so_many_losses_that_stay_up_are_followed_and_no_more():
+    following, losses, opened = Spikes(), LossBaseline(), []
+    for level in range(MOST + 2):
+        for i in range(150):
+            step, loss = 150 * level + i, 100.0**level
+            following.see_loss(step, loss, losses)
+            losses.add(step, loss)
+            opened += [not following.is_over] if i == 0 and level else []
+    assert opened == [True] * MOST + [False]
+
+
+def test_of_two_jumps_between_samples_the_last_is_told():
+    def edit(step, values, scalars, losses):
+        losses[:] = [(s, 500.0 if s in (562, 563, 564, 571, 572, 573) else loss) for s, loss in losses]
+
+    run = Synthetic()
+    run.run(45, edit)
+    assert [f.evidence["step"] for f in spikes(run)] == [571]

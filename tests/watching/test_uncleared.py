@@ -280,3 +280,19 @@ def test_of_many_optimizers_it_is_said_that_it_is_not_judged() -> None:
                 optimizer.step()
     assert _piled(watch) == []
     assert "16 optimizers at most" in standing_of(_judge(watch)).unjudged["accumulated_gradients"]
+
+
+def test_what_is_cleared_between_two_backward_passes_of_a_step_is_cleared() -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 1)])
+    first, second = (torch.optim.SGD(part.parameters(), lr=0.01) for part in net)
+    with levada.watch(net, [first, second], every=4) as watch:
+        for _ in range(40):
+            x = torch.randn(8, 4)
+            first.zero_grad()
+            net[1](net[0](x)).square().mean().backward()  # reaches the second one, too, and that is not used
+            second.zero_grad()
+            net[1](net[0](x).detach()).square().mean().backward()
+            first.step()
+            second.step()
+    assert _piled(watch) == []

@@ -185,6 +185,7 @@ class LossBaseline:
         self.constant = math.nan  # what the best prediction that is the same for every input would have, if known
         self._steps: deque[int] = deque(maxlen=window)
         self._recent, self._few, self._lowest = Window(window), Window(smooth), Lowest(window // 4)
+        self.lowest_step = -1  # the last one of the losses in a row whose median was the lowest
 
     def add(self, step: int, loss: float) -> None:
         """Take the loss of one step.
@@ -199,7 +200,8 @@ class LossBaseline:
         self._steps.append(step)
         self._recent.add(loss)
         self._few.add(loss)
-        self._lowest.add(loss)
+        if self._lowest.add(loss):
+            self.lowest_step = step
         if self.steps == 1:
             self.first, self.first_step = loss, step
         if self.steps <= self.warm_up // 2:  # the first of them is that of weights that no step has moved
@@ -225,6 +227,11 @@ class LossBaseline:
     def has_learned(self) -> bool:
         """Whether the loss is known for long enough, and came below its start by a twentieth of that."""
         return self.ready and self.learned >= 0.05 * abs(self.start)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest median of so many losses in a row as `latest` holds; infinite of fewer."""
+        return self._lowest.median
 
     @property
     def median(self) -> float:

@@ -23,7 +23,7 @@ from levada.watching.departures import Departures
 from levada.watching.elsewhere import met_elsewhere, with_others_unknown
 from levada.watching.given import Given, given_last
 from levada.watching.habits import Habits
-from levada.watching.held_spikes import hold_spikes
+from levada.watching.held_spikes import ABOVE, hold_spikes
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
 from levada.watching.left_out import LeftOut
@@ -281,10 +281,11 @@ class Judge:
         if rest:
             self._see_losses(rest)
             self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
-            view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
-            for _ in range(2):  # what is back is told once, and then over
-                self._ledger.miss_others(self._hold_spike(view, self._closed_at), self._closed_at, rule=SPIKE)
-        found = self._nonfinite.ended(max(self._closed_at, self._view.step), self._view, scaled=self._scaled)
+        at = max(self._closed_at, self._view.step)
+        view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
+        for _ in range(self.confirm):  # what is back is told once, and then over
+            self._ledger.miss_others(self._hold_spike(view, at, ending=True), at, rules=(SPIKE, ABOVE))
+        found = self._nonfinite.ended(at, self._view, scaled=self._scaled)
         if found is not None and all(one.rule != SKIPPED for one in self.fired):  # which names the weight
             self._told_at_once(self._placed(found))
 
@@ -370,9 +371,9 @@ class Judge:
             self._ledger.hold(key, finding, view.step, confirm=1 if known else None)
         self._ledger.miss_others({*said, *self._hold_spike(view, view.step)}, view.step)
 
-    def _hold_spike(self, view: View, step: int) -> set[tuple[str, str]]:
+    def _hold_spike(self, view: View, step: int, *, ending: bool = False) -> set[tuple[str, str]]:
         assert self._departures is not None  # made with the blocks
-        return hold_spikes(self._spikes, self._ledger, view, self._departures, step)
+        return hold_spikes(self._spikes, self._ledger, view, self._departures, step, ending=ending)
 
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""

@@ -114,9 +114,9 @@ class Ledger:
             if _worse(finding, before):
                 self._remember(self._findings[case.at])
 
-    def miss_others(self, held: Collection[Key], step: int, *, rule: str | None = None) -> None:
-        """Hear that all rules hold no more, or that one of them, but those."""
-        for key in [key for key in self._cases if key not in held and rule in (None, key[0])]:
+    def miss_others(self, held: Collection[Key], step: int, *, rules: Collection[str] = ()) -> None:
+        """Hear that all rules hold no more, or that some of them, but those."""
+        for key in [key for key in self._cases if key not in held and (not rules or key[0] in rules)]:
             case = self._cases[key]
             case.held, case.missed = 0, case.missed + 1
             if case.at is None:

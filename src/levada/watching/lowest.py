@@ -34,7 +34,7 @@ class Lowest:
     Example:
         >>> lowest = Lowest(32)
         >>> for loss in (*[50] * 32, *range(10, 42), *[60] * 32):
-        ...     lowest.add(float(loss))
+        ...     _ = lowest.add(float(loss))
         >>> lowest.median, lowest.last.median, round(lowest.deviations, 2)
         (25.5, 60.0, 6.87)
     """
@@ -44,16 +44,18 @@ class Lowest:
         self.last = Window(count)
         self._ordered: list[float] = []
 
-    def add(self, loss: float) -> None:
-        """Take the loss of one step.
+    def add(self, loss: float) -> bool:
+        """Take the loss of one step; return whether the last ones are the lowest so far.
 
         Args:
             loss: finite.
         """
         last = self.last
         last.add(loss)
-        if last.full and (median := last.median) < self.median:
-            self.median, self._ordered = median, last.ordered.copy()
+        if not last.full or (median := last.median) >= self.median:
+            return False
+        self.median, self._ordered = median, last.ordered.copy()
+        return True
 
     @property
     def deviations(self) -> float:

@@ -55,6 +55,7 @@ class _Under(threading.local):
 
     depth = 0
     learning = returned = False
+    apart = False  # of a thread that calls no backward pass, while another runs the model and calls them
 
 
 @final
@@ -86,6 +87,7 @@ class Passes:
         self._under = _Under()
         self.seen = self.backward = 0  # passes with gradients, and backward passes
         self.left_out: Callable[[Tensor | None], bool] | None = None  # hears of one without the other
+        self._ran, self._learners = set[int](), set[int]()  # threads: of passes, and those that call backward too
         self._since, self._habit = 0, deque[int](maxlen=_HABIT)  # passes since a backward pass, and what one took
         self._model = model
         self._cap = cap
@@ -188,6 +190,7 @@ class Passes:
         Args:
             roots: the scalars at which it began.
         """
+        self._learners |= {threading.get_ident()} & self._ran
         self.backward += 1
         self._habit.append(self._since)
         self._since = 0
@@ -220,7 +223,12 @@ class Passes:
             return
         under.returned = False
         under.learning = torch.is_grad_enabled() and not in_backward() and not symbolic()
+        under.apart = bool(self._learners) and threading.get_ident() not in self._learners
         if under.learning:
+            self._ran.add(threading.get_ident())
+        if under.learning and under.apart:
+            self._begin()
+        elif under.learning:
             self.look()
             self.seen += 1
             self._since += 1
@@ -264,6 +272,8 @@ class Passes:
         if under.depth == 0 and under.learning:
             under.learning = False
             self._end(True)
+            if under.apart:
+                return
             if not self._continues:
                 self.skips.returned(output, training=module.training)
             value = first_floating(output)
