@@ -82,9 +82,11 @@ class Uncleared:
 
     def before(self) -> None:
         """Look at gradients before the first backward pass of a step."""
-        self._whole = bool(self._left) and all(
-            (p := held()) is not None and state_of(p.grad) == then for held, then in self._left
-        )
+        self._whole = bool(self._left)
+        for held, then in self._left:
+            if (p := held()) is None or state_of(p.grad) != then:
+                self._whole = False
+                break
         if self._whole and self._count + 1 >= self._look:
             self.over = not self._used()
             self._look = min(2 * self._look, self._count + 1 + LATEST) if self.over else 2 * self._look
