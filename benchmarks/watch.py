@@ -182,11 +182,21 @@ def compare(name: str, make: Make, what: str, target: float | None, steps: int, 
 
 
 def alone(watch: Watch, steps: Program) -> Program:
-    """Let a watch's clock begin with each round: else it takes the other copy's turn for a step of its own."""
+    """Let a watch hear of its own rounds alone, and its clock begin with each.
+
+    Else it looks around each backward pass of this thread, those of the unwatched copy too, which pay for it then; and
+    it takes the other copy's turn for a step of its own.
+    """
+    losses = watch._engine.losses
+    losses.close()
 
     def run() -> Any:
+        losses.open()
         watch._engine._clock.tick(None)
-        return steps()
+        try:
+            return steps()
+        finally:
+            losses.close()
 
     return run
 

@@ -97,11 +97,13 @@ class Between:
         """
         glances = self._glances
         sites = blocks.sites if blocks is not None else ()
-        starved = partial(self._starved, blocks, silence)
-        self._look(RULE, self._unoptimised, step, model, self._stepping(step, optimizers, weights), sites, starved)
-        self._look(FROZEN, self._frozen, step, model, optimizers, sites)
+        if self._unoptimised is not None:
+            starved = partial(self._starved, blocks, silence)
+            self._look(RULE, self._unoptimised, step, model, self._stepping(step, optimizers, weights), sites, starved)
+        if self._frozen is not None:
+            self._look(FROZEN, self._frozen, step, model, optimizers, sites)
         if glances is not None:
-            self._try(_LOOKS, lambda: glances.before_update(step, model, blocks, silence))
+            self._try(_LOOKS, glances.before_update, step, model, blocks, silence)
 
     def _stepping(self, step: int, optimizers: Sequence[Any], weights: Any) -> Sequence[Any]:
         """Return the optimizers that have stepped so far, and still do; before the first step all."""
@@ -112,9 +114,9 @@ class Between:
         still = [each for i, each in enumerate(optimizers) if weights.steps_of(each) and i not in self._resting.since]
         return still or optimizers
 
-    def _look(self, rule: str, looking: Unoptimised | Frozen | None, step: int, *of: Any) -> None:
+    def _look(self, rule: str, looking: Unoptimised | Frozen, step: int, *of: Any) -> None:
         """Tell what one that looks at parameters finds, or that it is over."""
-        if looking is None or not self._try(rule, lambda: looking.before_update(step, *of)):
+        if not self._try(rule, looking.before_update, step, *of):
             return
         if looking.found is None:
             self._ledger.over(rule, step)
@@ -150,11 +152,11 @@ class Between:
         """
         glances = self._glances
         if glances is not None and blocks is not None:
-            self._try(_LOOKS, lambda: glances.read(blocks, silence, wait=True))
+            self._try(_LOOKS, partial(glances.read, wait=True), blocks, silence)
 
-    def _try(self, name: str, look: Callable[[], bool | None]) -> bool:
+    def _try(self, name: str, look: Callable[..., bool | None], *of: Any) -> bool:
         try:
-            return bool(look())
+            return bool(look(*of))
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             if name in (RULE, FROZEN):

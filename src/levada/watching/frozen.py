@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, Final, final
 
 import torch
@@ -20,6 +22,7 @@ __all__ = ["RULE", "Frozen"]
 
 RULE: Final = "frozen_parameters"
 UPDATES: Final = 64  # that pass a parameter over before it is told
+_ASKS: Final = attrgetter("requires_grad")
 _EACH: Final = 64  # parameters of which the flags are read in each update; of more they are in some updates
 
 
@@ -62,7 +65,8 @@ class Frozen:
         self._updates = 0
         self._last = -1  # the step of the last look
         # What is held, as others may take its place, and whether it is trained.
-        self._flags: list[tuple[int, bool]] = []
+        self._flags: list[int] = []
+        self._count = 0
         self._trained: dict[int, weakref.ref[nn.Parameter]] = {}
         self._stopped: dict[int, _Stopped] = {}
         self._told: list[int] = []
@@ -83,10 +87,16 @@ class Frozen:
             Whether what is found has changed.
         """
         self._updates += 1
-        if model is None or not optimizers or (self._updates - 1) % (1 + len(self._flags) // _EACH):
+        if model is None or not optimizers or (self._updates - 1) % (1 + self._count // _EACH):
             return False
         groups = [(group, rests(group)) for each in optimizers for group in each.param_groups]
-        flags = [(id(p), p.requires_grad and not still) for group, still in groups for p in group["params"]]
+        flags: list[int] = []  # of each group the ids and whether it is trained: this is done before every update
+        self._count = 0
+        for group, still in groups:
+            held = group["params"]
+            self._count += len(held)
+            flags += map(id, held)
+            flags += repeat(False, len(held)) if still else map(_ASKS, held)
         if flags != self._flags:
             self._flags = flags
             self._change(step, groups)

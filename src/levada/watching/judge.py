@@ -145,7 +145,7 @@ class Judge:
         self._jumps = self.keeper is not None and self.keeper.highest > self._limit
         if loss is None or loss.device.type != "cpu" or ("numerical_overflow", "") in self._ledger:
             return
-        value = float(loss.detach())
+        value = float(loss.detach() if loss.requires_grad else loss)
         if math.isfinite(value):
             self._recent.append((step, value))
             self._jumps = value > self._limit

@@ -106,6 +106,8 @@ class Buffers:
 
     def take(self) -> None:
         """Copy those that were written since they were copied last."""
+        if not self._places:
+            return
         stale: list[tuple[str, Tensor]] = []
         for name, tensor in self._now():
             seen = self._seen.get(name)

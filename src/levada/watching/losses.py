@@ -236,8 +236,9 @@ class Losses:
         if not self._told:
             self._scaler = _scaler_of(roots[0])
         # All of it is detached, so that no gradient is switched off, which takes as long as the copy.
-        parts = [_part(root, gradient) for root, gradient in zip(roots, given, strict=True)]
-        loss = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+        loss = _part(roots[0], given[0])
+        for root, gradient in zip(roots[1:], given[1:], strict=True):
+            loss = loss + _part(root, gradient)
         scale = self.scale()
         kept = loss.clone() if scale is None else loss / scale.detach().to(loss.device, non_blocking=True)
         if len(self._current) >= _APART:
@@ -301,15 +302,12 @@ def _wrap() -> None:
             return original(tensors, *args, **kwargs)
         roots = scalars_of(tensors)
         given = gradients_given(roots, *args, **kwargs)
-        watching = [
-            (watcher, state)
-            for watcher in heard
-            for state in _try(watcher, functools.partial(watcher.before, roots, given))
-        ]
+        states = [_try(watcher, watcher.before, roots, given) for watcher in heard]
         with running([watcher.own for watcher in heard], retains=retains(*args, **kwargs)):
             original(tensors, *args, **kwargs)
-        for watcher, state in watching if roots else ():
-            _try(watcher, functools.partial(watcher.after, state, roots, given))
+        for watcher, state in zip(heard, states, strict=True) if roots else ():
+            if state is not None:
+                _try(watcher, watcher.after, state, roots, given)
         return None
 
     @functools.wraps(scale)
@@ -349,17 +347,17 @@ def _skipped(before: Sequence[tuple[Losses, int]], optimizer: Any) -> None:
     """Tell those whose model was not updated that a scaler has skipped this."""
     for watcher, updates in before:
         if watcher.heard.updates == updates:
-            _try(watcher, functools.partial(watcher.heard.skip, optimizer))
+            _try(watcher, watcher.heard.skip, optimizer)
 
 
-def _try(watcher: Losses, look: Callable[[], Any]) -> list[Any]:
-    """Return what looking gave; if it raises, this watcher sees no more losses and training goes on."""
+def _try(watcher: Losses, look: Callable[..., Any], *args: Any) -> Any:
+    """Return what looking gave; None if it raises, as this watcher sees no more losses then, and training goes on."""
     try:
-        return [look()]
+        return look(*args)
     except Exception as error:
         watcher.close()
         warn(f"watch: the loss is seen no more, after {type(error).__name__}: {error}.", stacklevel=3)
-        return []
+        return None
 
 
 def _unwrap() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias, final
 
@@ -122,8 +121,12 @@ class Markers:
         """
         if self._waiting and (reached or within):
             self._choose(state, reached, within=within)
-        self._reached = {*reached, *(() if first else self._reached)} & set(self._looked) or set(self._looked)
-        self._known = [(p, state_of(p.grad)) for i in sorted(self._reached) for p in self._looked[i]]
+        looked = self._looked
+        if len(looked) == 1:
+            self._reached = set(looked)
+        else:
+            self._reached = {*reached, *(() if first else self._reached)} & set(looked) or set(looked)
+        self._known = [(p, state_of(p.grad)) for i in sorted(self._reached) for p in looked[i]]
 
     def cleared(self) -> bool:
         """Return whether the gradients that this step made were taken away, or filled with zeros, since its last pass.
@@ -164,4 +167,10 @@ class Markers:
 
 def _first_changed(state: Iterable[tuple[nn.Parameter, tuple[int, int]]]) -> list[nn.Parameter]:
     """Return the first parameters whose gradients are others than they were."""
-    return list(itertools.islice((p for p, then in state if state_of(p.grad) != then), _EACH))
+    found = []
+    for p, then in state:
+        if state_of(p.grad) != then:
+            found.append(p)
+            if len(found) == _EACH:
+                break
+    return found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
 __all__ = ["OwnPasses", "running"]
 
@@ -56,7 +55,8 @@ class OwnPasses:
     def updated(self) -> None:
         """Learn that this thread updates the model, as one may that runs what is hidden in compiled code."""
         self._update = threading.get_ident()
-        self._forward = {self._last}
+        if len(self._forward) != 1 or self._last not in self._forward:
+            self._forward = {self._last}
 
     def called_here(self) -> bool:
         """Return whether a pass that this thread calls is one of them."""
@@ -72,18 +72,24 @@ class OwnPasses:
         self._depth, self.retains = self._depth + by, retains
 
 
-@contextmanager
-def running(heard: Sequence[OwnPasses], *, retains: bool) -> Iterator[Any]:
+@final
+class running:  # noqa: N801  # it stands behind `with`, and a generator takes twice as long
     """Let watches know that a backward pass of theirs is running.
 
     Args:
         heard: of the watches.
         retains: whether it keeps its graph.
     """
-    for own in heard:
-        own._move(1, retains=retains)
-    try:
-        yield
-    finally:
-        for own in heard:
+
+    __slots__ = ("_heard", "_retains")
+
+    def __init__(self, heard: Sequence[OwnPasses], *, retains: bool) -> None:
+        self._heard, self._retains = heard, retains
+
+    def __enter__(self) -> None:
+        for own in self._heard:
+            own._move(1, retains=self._retains)
+
+    def __exit__(self, *_: object) -> None:
+        for own in self._heard:
             own._move(-1, retains=False)

@@ -235,12 +235,12 @@ class Passes:
             self._waited |= self.skips.waits
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
             self._step = self._next
-            called: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-            self._given = {key: weakref.ref(t) for key, t in called if isinstance(t, Tensor)}
-            self.alike.see(called)
+            called: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+            self._given = {key: weakref.ref(t) for key, t in called.items() if isinstance(t, Tensor)}
+            self.alike.see(called.items())
             if self._keeps:
                 self._keep(args, kwargs)
-            self._continues = continues((*args, *kwargs.values()))
+            self._continues = continues(called.values())
             self._begin()
 
     def look(self) -> None:
@@ -283,15 +283,18 @@ class Passes:
                 arrived = unserializable_hook(functools.partial(self._arrived, self._inputs))  # type: ignore[no-untyped-call]
                 value.register_hook(arrived)  # type: ignore[no-untyped-call]
 
-    @_counted
     def _left(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Hear that a pass is left, perhaps by an exception."""
-        if module is not self._model:
+        """Hear that a pass is left, perhaps by an exception; as a rule it returned, and that was heard."""
+        if torch.compiler.is_compiling() or module is not self._model:
             return
         under = self._under
         returned, under.returned = under.returned, False
-        if returned or under.depth == 0:
-            return
+        if not returned and under.depth:
+            self._broken_off()
+
+    @_counted
+    def _broken_off(self) -> None:
+        under = self._under
         under.depth -= 1
         if under.depth == 0 and under.learning:
             under.learning = False

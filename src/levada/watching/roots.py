@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,20 +10,22 @@ from torch import Tensor
 __all__ = ["gradients_given", "retains", "scalars_of"]
 
 
-def retains(*args: Any, **named: Any) -> bool:
+def retains(
+    grad_tensors: Any = None, retain_graph: Any = None, create_graph: Any = False, *_: Any, **named: Any
+) -> bool:
     """Return whether a `backward` keeps its graph.
 
     Args:
-        *args: behind the tensors.
-        **named: by name.
+        grad_tensors: its second argument.
+        retain_graph: its third.
+        create_graph: its fourth.
+        **named: others, by name.
 
     Example:
         >>> retains(None, True), retains(create_graph=True), retains()
         (True, True, False)
     """
-    given = dict(zip(("grad_tensors", "retain_graph", "create_graph"), args, strict=False), **named)
-    kept = given.get("retain_graph")
-    return bool(given.get("create_graph") if kept is None else kept)
+    return bool(create_graph if retain_graph is None else retain_graph)
 
 
 def gradients_given(roots: Sequence[Tensor], given: Any = None, *_: Any, **named: Any) -> Sequence[Tensor | None]:
@@ -35,6 +37,8 @@ def gradients_given(roots: Sequence[Tensor], given: Any = None, *_: Any, **named
         **named: others, by name.
     """
     given = named.get("grad_tensors", given)
+    if given is None:
+        return [None] * len(roots)
     found = given if isinstance(given, list | tuple) else [given] * len(roots)
     return [gradient if isinstance(gradient, Tensor) else None for gradient in found]
 
@@ -45,8 +49,7 @@ def scalars_of(tensors: Any) -> tuple[Tensor, ...]:
     Args:
         tensors: its first argument.
     """
-    given: Iterable[Any] = (
-        (tensors,) if isinstance(tensors, Tensor) else tensors if isinstance(tensors, list | tuple) else ()
-    )
-    found = tuple(given)
+    if isinstance(tensors, Tensor):
+        return (tensors,) if tensors.numel() == 1 else ()
+    found: tuple[Any, ...] = tuple(tensors) if isinstance(tensors, list | tuple) else ()
     return found if found and all(isinstance(t, Tensor) and t.numel() == 1 for t in found) else ()

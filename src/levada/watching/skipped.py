@@ -239,11 +239,13 @@ def continues(given: Iterable[Any]) -> bool:
         >>> continues([torch.ones(1), h]), continues([torch.ones(1), (2 * h, 2 * h)])
         (False, True)
     """
-    return any(
-        isinstance(t, Tensor) and t.grad_fn is not None
-        for one in given
-        for t in (one if isinstance(one, tuple | list) else (one,))
-    )
+    for one in given:
+        if isinstance(one, Tensor):
+            if one.grad_fn is not None:
+                return True
+        elif isinstance(one, tuple | list) and any(isinstance(t, Tensor) and t.grad_fn is not None for t in one):
+            return True
+    return False
 
 
 def _is_nan(tensor: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Structure:
         self.order: list[int] = []
         self.tanh: frozenset[int] = frozenset()
         self.parameters: tuple[nn.Parameter, ...] = ()
+        self._sharded = False  # whether one of them is
         self._missed: set[int] = set()
         self._renewed = False
         self.where = pairs((), {})
@@ -60,6 +61,7 @@ class Structure:
         else:
             self.places = places
         self.parameters, self._renewed = parameters, False
+        self._sharded = any(map(is_sharded, parameters))
         self._measure(parameters)
         return True
 
@@ -81,12 +83,15 @@ class Structure:
 
     def gone(self) -> list[int]:
         """Return the rows of parameters that the model has no more."""
-        found = {*map(id, self._now())}
+        now = [*map(id, self._now())]
+        if now == [*map(id, self.norms.parameters)]:
+            return []
+        found = {*now}
         return [row for row, p in enumerate(self.norms.parameters) if id(p) not in found]
 
     def _now(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters; sharded ones as they were read, since others take their place in a pass."""
-        return self.parameters if any(map(is_sharded, self.parameters)) else listed(original(self._model))
+        return self.parameters if self._sharded else listed(original(self._model))
 
     def _measure(self, parameters: Sequence[nn.Parameter]) -> None:
         self._names = {id(p): plain_name(name) for name, p in parameters_of(original(self._model))}

@@ -8,13 +8,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch.fx import _symbolic_trace
 
-from levada.probe.recorder import transformed
-
 __all__ = ["symbolic", "uncompiled"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Private, as are the modes: without them such passes are taken for real ones.
 _graph = getattr(torch._C, "_get_tracing_state", lambda: None)
+_transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)  # each block asks for it
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _mode = getattr(torch._C, "_get_dispatch_mode", lambda key: None)
 _keys = getattr(torch._C, "_TorchDispatchModeKey", None)
@@ -35,7 +34,7 @@ def symbolic() -> bool:
         (True, False)
     """
     return (
-        transformed()
+        _transform() is not None
         or torch.compiler.is_exporting()
         or _graph() is not None
         or _symbolic_trace.is_fx_symbolic_tracing()

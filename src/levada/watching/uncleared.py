@@ -90,11 +90,12 @@ class Uncleared:
 
     def before(self) -> None:
         """Look at gradients before a backward pass: the first of a step, or each one."""
-        same = bool(self._left) and all(
-            (p := held()) is not None and state_of(p.grad) == then for held, then in self._left
-        )
-        self._whole = same and (self._fresh or self._whole)
+        self._whole = bool(self._left) and (self._fresh or self._whole)
         self._fresh = False
+        for held, then in self._left if self._whole else ():
+            if (p := held()) is None or state_of(p.grad) != then:
+                self._whole = False
+                break
         if self._whole and self._count + 1 >= self._look:
             self._looked = bool(self._looked) or not self._used()
 
