@@ -224,22 +224,24 @@ def shallow(depths: tuple[int, ...], dim: int, rows: int, repetitions: int) -> I
     and where a setting is another one at each call, so that a layer is recorded in each."""
     x = torch.randn(rows, dim)
     common: dict[str, Any] = {"benchmark": "stack", "baseline": "nn.Sequential", "candidate": "Stack, stacked=True"}
+    common["extra"] = {"clock": "processor time"}
+    how: dict[str, Any] = {"repetitions": repetitions, "clock": time.process_time}
     for depth in depths:
         branches = [branch(dim, depth) for _ in range(depth)]
         plain = nn.Sequential(*map(Block, copy.deepcopy(branches)))
         made = Stack(branches, Residual, dim=dim, stacked=True)
         case = f"shallow, {depth} layers of {dim}, {rows} rows"
-        times = compare_times(_forward(plain, x), _forward(made, x), repetitions=repetitions)
+        times = compare_times(_forward(plain, x), _forward(made, x), **how)
         yield Row(case=f"{case}: forward", target=1.0, **common, **times)
         _require_same_step(plain, made, x)
-        times = compare_times(step(plain, x), step(made, x), repetitions=repetitions, check=False)
+        times = compare_times(step(plain, x), step(made, x), **how, check=False)
         yield Row(case=f"{case}: step", target=1.0, **common, **times)
         found = []
         for stacked in (False, True):
             nets = [nn.Sequential(branch(dim, depth), nn.Dropout(0.1)) for _ in range(depth)]
             found.append(Stack(nets, Residual, dim=dim, stacked=stacked))
         with mock.patch.object(running, "_FEW", 0):
-            times = compare_times(*(_changing(net, x) for net in found), repetitions=repetitions, check=False)
+            times = compare_times(*(_changing(net, x) for net in found), **how, check=False)
         names = {"baseline": "Stack", "candidate": "Stack, stacked=True, a recording at each call"}
         yield Row(case=f"{case}: step, another setting each", target=None, **{**common, **names}, **times)
 
