@@ -155,22 +155,24 @@ def stacked(depth: int, dim: int, rows: int, repetitions: int) -> Iterator[Row]:
         return run
 
     common: dict[str, Any] = {"benchmark": "stack", "baseline": "nn.Sequential", "candidate": "Stack, stacked=True"}
+    common["extra"] = {"clock": "processor time", "CPU seconds to build": built}
+    how: dict[str, Any] = {"repetitions": repetitions, "clock": time.process_time}
     case = f"stacked, {depth} layers of {dim}, {rows} rows"
     _require_same_step(plain, made, x)
-    times = compare_times(step(plain, x), step(made, x), repetitions=repetitions, check=False)
-    yield Row(case=f"{case}: step", target=0.65, **common, **times, extra={"CPU seconds to build": built})
+    times = compare_times(step(plain, x), step(made, x), **how, check=False)
+    yield Row(case=f"{case}: step", target=0.65, **common, **times)
     made.arrange(checkpoint=True)
     _require_same_step(plain, made, x)
-    times = compare_times(step(plain, x), step(made, x), repetitions=repetitions, check=False)
+    times = compare_times(step(plain, x), step(made, x), **how, check=False)
     yield Row(case=f"{case}: step, checkpoint=True", target=1.1, **common, **times)
     made.arrange(checkpoint=False)
     both = {**common, "baseline": "nn.Sequential, AdamW foreach", "candidate": "Stack, stacked=True, AdamW fused"}
     require_equal(train(plain, before), train(made, after))
     # After one step; after more, AdamW has made whole steps of gradients that are no more than rounding.
     require_equal(lambda: [p.detach() for p in plain.parameters()], lambda: [*made.state_dict().values()])
-    times = compare_times(train(plain, before), train(made, after), repetitions=repetitions, check=False)
+    times = compare_times(train(plain, before), train(made, after), **how, check=False)
     yield Row(case=f"{case}: training step", target=0.30, **both, **times)
-    times = compare_times(update(before), update(after), repetitions=repetitions, check=False)
+    times = compare_times(update(before), update(after), **how, check=False)
     yield Row(case=f"{case}: optimizer", target=0.06, **both, **times)
 
 
