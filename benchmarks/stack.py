@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch._dynamo
@@ -20,7 +22,7 @@ from torch._inductor.utils import fresh_cache
 
 from benchmarks.measure import Program, Row, compare_bytes, compare_times, main, ratio_of, require_equal
 from levada import Residual, Stack
-from levada.stacking import as_layers
+from levada.stacking import as_layers, running
 
 
 class ByHand(nn.Module):
@@ -153,22 +155,24 @@ def stacked(depth: int, dim: int, rows: int, repetitions: int) -> Iterator[Row]:
         return run
 
     common: dict[str, Any] = {"benchmark": "stack", "baseline": "nn.Sequential", "candidate": "Stack, stacked=True"}
+    common["extra"] = {"clock": "processor time", "CPU seconds to build": built}
+    how: dict[str, Any] = {"repetitions": repetitions, "clock": time.process_time}
     case = f"stacked, {depth} layers of {dim}, {rows} rows"
     _require_same_step(plain, made, x)
-    times = compare_times(step(plain, x), step(made, x), repetitions=repetitions, check=False)
-    yield Row(case=f"{case}: step", target=0.65, **common, **times, extra={"CPU seconds to build": built})
+    times = compare_times(step(plain, x), step(made, x), **how, check=False)
+    yield Row(case=f"{case}: step", target=0.65, **common, **times)
     made.arrange(checkpoint=True)
     _require_same_step(plain, made, x)
-    times = compare_times(step(plain, x), step(made, x), repetitions=repetitions, check=False)
+    times = compare_times(step(plain, x), step(made, x), **how, check=False)
     yield Row(case=f"{case}: step, checkpoint=True", target=1.1, **common, **times)
     made.arrange(checkpoint=False)
     both = {**common, "baseline": "nn.Sequential, AdamW foreach", "candidate": "Stack, stacked=True, AdamW fused"}
     require_equal(train(plain, before), train(made, after))
     # After one step; after more, AdamW has made whole steps of gradients that are no more than rounding.
     require_equal(lambda: [p.detach() for p in plain.parameters()], lambda: [*made.state_dict().values()])
-    times = compare_times(train(plain, before), train(made, after), repetitions=repetitions, check=False)
+    times = compare_times(train(plain, before), train(made, after), **how, check=False)
     yield Row(case=f"{case}: training step", target=0.30, **both, **times)
-    times = compare_times(update(before), update(after), repetitions=repetitions, check=False)
+    times = compare_times(update(before), update(after), **how, check=False)
     yield Row(case=f"{case}: optimizer", target=0.06, **both, **times)
 
 
@@ -217,6 +221,85 @@ def first_step(depths: tuple[int, ...], dim: int, rows: int, repetitions: int) -
         )
 
 
+def shallow(depths: tuple[int, ...], dim: int, rows: int, repetitions: int) -> Iterator[Row]:
+    """From how many layers on to stack them pays: in a forward pass without gradients, in a forward and backward pass,
+    and where a setting is another one at each call, so that a layer is recorded in each."""
+    x = torch.randn(rows, dim)
+    common: dict[str, Any] = {"benchmark": "stack", "baseline": "nn.Sequential", "candidate": "Stack, stacked=True"}
+    common["extra"] = {"clock": "processor time"}
+    how: dict[str, Any] = {"repetitions": repetitions, "clock": time.process_time}
+    for depth in depths:
+        branches = [branch(dim, depth) for _ in range(depth)]
+        plain = nn.Sequential(*map(Block, copy.deepcopy(branches)))
+        made = Stack(branches, Residual, dim=dim, stacked=True)
+        case = f"shallow, {depth} layers of {dim}, {rows} rows"
+        times = compare_times(_forward(plain, x), _forward(made, x), **how)
+        yield Row(case=f"{case}: forward", target=1.0, **common, **times)
+        _require_same_step(plain, made, x)
+        times = compare_times(step(plain, x), step(made, x), **how, check=False)
+        yield Row(case=f"{case}: step", target=1.0, **common, **times)
+        found = []
+        for stacked in (False, True):
+            nets = [nn.Sequential(branch(dim, depth), nn.Dropout(0.1)) for _ in range(depth)]
+            found.append(Stack(nets, Residual, dim=dim, stacked=stacked))
+        with mock.patch.object(running, "_FEW", 0):
+            times = compare_times(*(_changing(net, x) for net in found), **how, check=False)
+        names = {"baseline": "Stack", "candidate": "Stack, stacked=True, a recording at each call"}
+        yield Row(case=f"{case}: step, another setting each", target=None, **{**common, **names}, **times)
+
+
+def _forward(network: nn.Module, x: Tensor) -> Program:
+    def run() -> list[Tensor]:
+        with torch.no_grad():
+            return [network(x)]
+
+    return run
+
+
+def _changing(network: Stack, x: Tensor) -> Program:
+    run, dropouts = step(network, x), [m for m in network.modules() if isinstance(m, nn.Dropout)]
+
+    def changed() -> list[Tensor]:
+        for dropout in dropouts:
+            dropout.p += 1e-6
+        return [*run()]
+
+    return changed
+
+
+def memory(depth: int, dim: int, rows: int) -> Iterator[Row]:
+    """The peak of what the allocator gives in a forward and backward pass; modes would see layers run one by one."""
+    branches = [branch(dim, depth) for _ in range(depth)]
+    plain = nn.Sequential(*map(Block, copy.deepcopy(branches)))
+    made, x = Stack(branches, Residual, dim=dim, stacked=True), torch.randn(rows, dim)
+    _require_same_step(plain, made, x)
+    peaks = [_peak_allocated(network, x) for network in (plain, made)]
+    yield Row(
+        benchmark="stack",
+        case=f"stacked, {depth} layers of {dim}, {rows} rows: memory",
+        baseline="nn.Sequential",
+        candidate="Stack, stacked=True",
+        ratio=ratio_of([peaks[1] / peaks[0]]),
+        repetitions=1,
+        target=None,
+        extra={"bytes": peaks},
+    )
+
+
+def _peak_allocated(network: nn.Module, x: Tensor) -> int:
+    network.zero_grad()
+    if isinstance(network, Stack):  # what it keeps from pass to pass counts too
+        runner = network.stacked.__dict__["cache"]["runner"]
+        runner.memory.clear()
+        runner.rooms = type(runner.rooms)()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        network(x).sum().backward()
+    assert profiled.profiler is not None
+    assert profiled.profiler.kineto_results is not None
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
 def deep(depth: int, repetitions: int) -> Iterator[Row]:
     def build(make: Callable[[list[nn.Module]], nn.Module]) -> list[Tensor]:
         torch.manual_seed(0)
@@ -246,6 +329,8 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
         yield functools.partial(deep, 500, 7)
         yield functools.partial(stacked, 100, 16, 16, 7)
         yield functools.partial(first_step, (10, 100), 16, 16, 3)
+        yield functools.partial(shallow, (12,), 16, 16, 7)
+        yield functools.partial(memory, 12, 16, 16)
         return
     yield functools.partial(by_hand, 100, 64, 64, 201)
     yield functools.partial(by_hand, 1_000, 64, 64, 31)
@@ -257,6 +342,9 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
     yield functools.partial(stacked, 1_000, 64, 64, 21)
     yield functools.partial(stacked, 10_000, 64, 64, 9)
     yield functools.partial(first_step, (100, 1_000, 10_000), 64, 64, 7)
+    yield functools.partial(shallow, (12, 24, 50, 100, 200), 64, 64, 31)
+    for depth, rows in ((12, 64), (24, 64), (100, 64), (12, 512)):
+        yield functools.partial(memory, depth, 64, rows)
 
 
 if __name__ == "__main__":
