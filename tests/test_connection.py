@@ -7,7 +7,6 @@ import functools
 import importlib
 import pickle
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -440,9 +439,7 @@ def test_a_whole_stack_can_be_compiled_and_exported(options) -> None:
 @pytest.mark.parametrize(("depth", "checkpoint"), [(10_000, False), (1_000, True)])
 def test_a_very_deep_stack_builds_trains_and_copies(depth, checkpoint) -> None:
     torch.manual_seed(0)
-    start = time.process_time()
     stack = Stack(lambda dim: nn.Linear(dim, dim), ReZero, dim=8, depth=depth, checkpoint=checkpoint)
-    assert time.process_time() - start < 5.0
     x, y = torch.randn(4, 8), torch.randn(4, 8)
     parameters, losses = list(stack.parameters()), []
     for _ in range(3):

@@ -20,7 +20,7 @@ from levada.probe import Probe
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(8, 6, generator=GENERATOR), torch.arange(8) % 3
 IDS = torch.randint(20, (8, 5), generator=GENERATOR)
-SECONDS = 6.0  # of processor time: a guard against a check without end, and no measurement
+SECONDS = 60.0  # of processor time: a guard against a check without end, and no measurement
 
 
 def mlp(last=3, first=6):

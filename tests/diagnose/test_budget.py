@@ -15,6 +15,11 @@ from levada.diagnose.diagnostics import DIAGNOSTICS
 from levada.diagnose.pace import Pace
 
 
+@pytest.fixture
+def time_enough():
+    """Let budgets be what is said here."""
+
+
 class Clock:
     """Stands still but where a pass moves it."""
 

@@ -35,14 +35,14 @@ class Unreliable(MemoryFileSystem):
 
 
 class Slow(MemoryFileSystem):
-    """Takes its time, and may hang."""
+    """Hangs until the gate is open."""
 
     protocol = "slow"
     store, pseudo_dirs = {}, [""]
     gate = threading.Event()
 
     def put_file(self, *args, **kwargs):
-        self.gate.wait(10.0)
+        assert self.gate.wait(300.0)
         super().put_file(*args, **kwargs)
 
 
@@ -61,7 +61,7 @@ def begin(url, **config):
     return RunWriter.create(stage(url), kind="watch", name="remote", config=config)
 
 
-def wait(condition, seconds=10.0):
+def wait(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.005)
@@ -147,7 +147,7 @@ def test_a_remote_that_fails_at_random_is_one_warning_and_has_everything_in_the_
             wait(lambda: mirror.problem is not None or caught)
             mirror._failures = 0
             Unreliable.share = 0.2
-            wait(lambda: not mirror.pending, 20.0)
+            wait(lambda: not mirror.pending)
         Unreliable.share = 0.0
         mirror.close()
     Unreliable.share = 0.5
@@ -183,19 +183,16 @@ def test_a_remote_that_hangs_stalls_neither_the_loop_nor_for_long_the_end():
     with begin(url) as writer, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         mirror = Mirror(writer.path, url, every=0.001)
-        longest = 0.0
         for step in range(200):
-            began = time.perf_counter()
             writer.append("loss", step=step, value=0.0)
             _ = mirror.problem
-            longest = max(longest, time.perf_counter() - began)
-        assert longest < 1.0  # one upload takes ten seconds
+        assert Slow.store == {}, "the loop has ended, and no upload has"
         thread = mirror._thread
         mirror.close(timeout=0.05)
     assert ["took longer than 0.05 s" in str(w.message) for w in caught] == [True]
     assert "events.log" in pending(writer.path, url)
     Slow.gate.set()
-    thread.join(10.0)  # what hung goes on where it was, and then nothing is missing
+    thread.join(120.0)  # what hung goes on where it was, and then nothing is missing
     assert not pending(writer.path, url)
     assert len(losses(url)) == 200
 

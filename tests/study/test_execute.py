@@ -202,7 +202,7 @@ SLEEPER = """
     def run(config, seeds):
         if config["x"]:
             Path(config["folder"], "began").write_text(str(os.getpid()))
-            time.sleep(60)
+            time.sleep(600)
         return [{}]
 
     if __name__ == "__mp_main__" and len(sys.argv) > 2:
@@ -228,7 +228,7 @@ def interrupted(tmp_path, *arguments, after):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=200)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -53,9 +53,13 @@ def test_a_killed_training_has_its_losses_but_for_the_last_moment_and_is_not_cal
     script.write_text(
         textwrap.dedent(
             """
-            import os, signal, sys, time, torch, levada
+            import os, signal, sys, torch, levada
+            from types import SimpleNamespace
             from torch import nn
+            from levada.watching import kept_losses
 
+            clock = SimpleNamespace(now=0.0, time=kept_losses.time.time, monotonic=lambda: clock.now)
+            kept_losses.time = clock
             model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.ReLU())], nn.Linear(8, 2))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             watch = levada.watch(model, optimizer, run=sys.argv[1], every=1000)
@@ -63,7 +67,9 @@ def test_a_killed_training_has_its_losses_but_for_the_last_moment_and_is_not_cal
                 optimizer.zero_grad()
                 model(torch.ones(4, 8)).square().mean().backward()
                 optimizer.step()
-                time.sleep(0.01)
+                clock.now += 0.01
+            # What was handed to the thread that writes is there a moment later, on a machine that does not stall.
+            assert all(one.flush() for one in watch._listeners if hasattr(one, "flush"))
             os.kill(os.getpid(), signal.SIGKILL)
             """
         )
@@ -72,7 +78,7 @@ def test_a_killed_training_has_its_losses_but_for_the_last_moment_and_is_not_cal
     assert done.returncode == -9, done.stderr
     losses = Run(tmp_path / "run").losses()
     assert [step for step, _ in losses] == list(range(len(losses)))
-    assert len(losses) >= 140, "0.25 s are 25 steps at most; the rest is room for a machine that is busy"
+    assert 200 > len(losses) >= 174, "0.25 s are 25 steps"
     told = f"not ended: last recorded step {losses[-1][0]:,} at 20"
     assert told in str(doctor(tmp_path / "run"))
     page = tmp_path / "page.html"
@@ -87,9 +93,13 @@ def test_a_killed_training_has_what_it_logged_but_for_the_last_moment(tmp_path: 
     script.write_text(
         textwrap.dedent(
             """
-            import os, signal, sys, time, torch, levada
+            import os, signal, sys, torch, levada
+            from types import SimpleNamespace
             from torch import nn
+            from levada.watching import kept_scalars
 
+            clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+            kept_scalars.time = clock
             model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             watch = levada.watch(model, optimizer, run=sys.argv[1], every=1000)
@@ -98,7 +108,8 @@ def test_a_killed_training_has_what_it_logged_but_for_the_last_moment(tmp_path: 
                 optimizer.zero_grad()
                 model(torch.ones(4, 8)).square().mean().backward()
                 optimizer.step()
-                time.sleep(0.01)
+                clock.now += 0.01
+            assert all(one.flush() for one in watch._listeners if hasattr(one, "flush"))
             os.kill(os.getpid(), signal.SIGKILL)
             """
         )
@@ -109,7 +120,7 @@ def test_a_killed_training_has_what_it_logged_but_for_the_last_moment(tmp_path: 
     (first, zero), (step, last) = signals.scalars("progress")
     assert (first, zero) == (0, 0.0), "the sample of the first step"
     assert last in (step, step + 1)
-    assert last >= 40, "0.25 s are 25 steps at most; the rest is room for a busy machine"
+    assert 100 > last >= 73, "0.25 s are 25 steps"
     assert [value for _, value in signals.scalars("once")] == [7.0]
     assert set(signals.scalar_names) >= {"progress", "once"}
 

@@ -22,6 +22,7 @@ from levada.watching.sample import Sample
 from levada.watching.watch import watch
 
 DIM, STEPS, LR = 8, 3, 0.05
+WAITED = 25.0  # seconds: who waits for a process that does not come waits for 30, and a machine may be busy
 SIGNALS = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 EXACT = ["ddp", "unused", "no_sync", "fsdp", "checkpointed", "micro_steps", "compiled", "mhc"]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
@@ -160,7 +161,7 @@ def test_a_jump_that_one_process_sees_is_sampled_in_all(found):
 
 def test_a_process_that_stops_to_watch_is_not_waited_for(found):
     for message, seconds, steps in found["stopped"]:
-        assert seconds < 10
+        assert seconds < WAITED
         assert steps == list(range(6)) if message else steps == [0, 1]
     messages = [message for message, *_ in found["stopped"]]
     assert messages[1] == ""
@@ -171,7 +172,7 @@ def test_a_process_that_stops_to_watch_is_not_waited_for(found):
 def test_an_exception_in_one_process_ends_the_watch_of_both(found):
     (first, seconds), (second, other) = found["raised"]
     assert (first, second) == ("", "planted")
-    assert max(seconds, other) < 12
+    assert max(seconds, other) < WAITED
 
 
 def test_processes_with_other_blocks_go_on_alone(found):
@@ -191,7 +192,7 @@ def test_a_process_whose_peers_do_not_watch_goes_on_alone(found):
     assert "do not add up their numbers any more" in message
     assert message.count("training goes on") == 1
     assert samples == 3
-    assert seconds < 10
+    assert seconds < WAITED
 
 
 # In each of two processes.

@@ -604,7 +604,7 @@ def test_an_exporter_is_told_although_no_sample_comes():
     exporting = Exporting(exporter)
     with levada.watch(net, sgd(net), listeners=[exporting]) as watch:
         stand_still(watch)
-        for _ in range(100):
+        for _ in range(2400):
             if exporter.told:
                 break
             time.sleep(0.05)

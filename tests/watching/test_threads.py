@@ -20,7 +20,7 @@ class Turns:
     """Two threads that stop at the same places, one after the other, so that one is in the midst of a step."""
 
     def __init__(self):
-        self.barrier = threading.Barrier(2, timeout=20)
+        self.barrier = threading.Barrier(2, timeout=300)
         self.errors = []
 
     def run(self, *loops):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from typing import Any
 
 import pytest
@@ -36,14 +35,12 @@ def table(page: Any, section: str) -> list[list[str]]:
 
 def test_the_defaults_show_degradation_while_it_happens(visit: Visit) -> None:
     page = visit("tab=train")
-    started = time.monotonic()
     press(page, "Train")
     stop = page.get_by_role("button", name="Stop", exact=True)
     stop.wait_for()
     # Live: there is a sentence before the last step.
     page.wait_for_selector(".reading")
     page.get_by_role("button", name="Train again").wait_for(timeout=120_000)
-    assert time.monotonic() - started < 60  # a tenth of it on a machine of one's own
     (sentence,) = sentences(page)
     assert "plain has learned nothing yet" in sentence
     of_each = r" has a training loss of ([\d.]+) and knows ([\d.]+) %"

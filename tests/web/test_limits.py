@@ -17,7 +17,7 @@ from levada.web import connections
 from levada.web.guard import HEADERS
 from levada.web.scanner import MAX_LISTENERS
 
-from .conftest import Client, served
+from .conftest import WAIT, Client, served
 
 
 @contextlib.contextmanager
@@ -25,7 +25,8 @@ def connected(client: Client, count: int) -> Iterator[list[socket.socket]]:
     """Give connections on which nothing was said yet."""
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=30)) for _ in range(count)
+            stack.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=WAIT))
+            for _ in range(count)
         ]
 
 
@@ -83,7 +84,7 @@ def test_no_more_pages_listen_than_may_also_if_all_ask_at_once(root: Path) -> No
                 page.sendall(asked)
             answers = [status(page) for page in pages]
             assert sorted(answers) == [200] * MAX_LISTENERS + [503] * 6
-        end = time.monotonic() + 30
+        end = time.monotonic() + 300
         while True:  # the places of those that have gone are free
             with connected(client, 1) as (page,):
                 page.sendall(asked)

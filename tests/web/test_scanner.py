@@ -22,7 +22,7 @@ from levada.web.folder import RefusedError, found_in
 from levada.web.scanner import Scanner
 from levada.web.shapes import Row
 
-from .conftest import served
+from .conftest import WAIT, served
 from .test_limits import connected, status
 
 PAGES = 50
@@ -71,7 +71,7 @@ def test_a_page_that_falls_behind_is_let_go_and_the_others_are_told(tmp_path: Pa
             for step in range(3 * looking._UNTOLD):
                 scanner._tell("grew", row(step))
                 assert f'"steps":{step},'.encode() in await anext(quick)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(WAIT):
                 assert len([told async for told in slow]) == looking._UNTOLD - 1
             assert len(scanner._listeners) == 1
 
@@ -228,7 +228,7 @@ def test_a_look_that_fails_is_not_the_last(
     async def ask() -> None:
         scanner = scanning(tmp_path, Told(), every=0.0)
         task = asyncio.create_task(scanner.run())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT):
             while not (await scanner.listed()).runs:
                 await asyncio.sleep(0.01)
         task.cancel()
