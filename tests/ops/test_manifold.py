@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
-from levada.ops import _kernels
+from levada.ops import _kernels, write_streams
 from levada.ops.manifold import Form, cpu, read_streams, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -193,3 +193,20 @@ def test_gradients_of_parameters_that_cancel_over_many_tokens():
     _, expected = run(reference.read, [state, projection, scale, bias], form)
     for found, truth in zip(got[2:], expected[2:], strict=True):
         assert (found.double() - truth).norm() < 6e-7 * truth.norm()
+
+
+def test_numbers_whose_sign_or_memory_is_not_made_yet_are_read_as_what_they_are():
+    form, made = FORMS["paper"], torch.randn(5, 4, 8)
+    negative = torch._neg_view(-made)  # PyTorch keeps the sign aside
+    assert negative.is_neg()
+    assert not made.is_neg()
+    state, *parameters = arguments(5, 4, 8, form, torch.float32)
+    torch.testing.assert_close(read_streams(negative, *parameters, form), read_streams(made, *parameters, form))
+    x, *_ = read_streams(state, *parameters, form)
+    leaves = [state, *parameters]
+    by_x = torch._neg_view(-made[:, 0])
+    got = torch.autograd.grad(x, leaves, by_x, retain_graph=True)
+    torch.testing.assert_close(got, torch.autograd.grad(x, leaves, made[:, 0]))
+    none, out, weights, mix = torch._efficientzerotensor((5, 4, 8)), made[:, 0], made[..., 0], made[..., :4]
+    for found, expected in ((negative, made), (none, torch.zeros(5, 4, 8))):
+        torch.testing.assert_close(write_streams(found, out, weights, mix), write_streams(expected, out, weights, mix))
