@@ -23,6 +23,7 @@ CONNECTIONS: list[dict[str, Any]] = [
     {"name": "plain"},
     {"name": "residual", "activation": "relu"},
     {"name": "post_norm", "alpha": 2.0, "norm": "rms"},
+    {"name": "post_norm", "alpha": 0.0},
     {"name": "highway", "coupled": False, "bias": -1.0},
     {"name": "dense", "growth": 4},
     {"name": "hyper", "streams": 2, "dynamic": False, "head": "mean", "norm": "rms"},

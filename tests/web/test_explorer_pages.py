@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.web.explorer_page import AXE, PAGE, browser, needs_page
-from tests.web.visiting import Visit, expect, visits
+from tests.web.visiting import Visit, expect, visits, wait
 
 import levada
 
@@ -258,6 +258,29 @@ def test_a_server_is_asked_for_its_verdict_with_its_token(visit: Visit) -> None:
     page.get_by_text("Ask again in a moment.").wait_for()
     page.get_by_role("button", name="Open in check").click()
     page.get_by_text("It is too large.").wait_for()
+
+
+def test_a_verdict_is_that_of_a_network_and_not_of_how_it_is_looked_at(visit: Visit) -> None:
+    page = visit("token=abcdefgh12345678", url=f"{ORIGIN}/explore.html")
+    held: list[Any] = []
+    page.route("**/compute/check", lambda route: held.append(route))
+    open_it, told = page.get_by_role("button", name="Open in check"), page.locator(".verdict")
+    open_it.click()
+    page.get_by_text("levada check is looking at").wait_for()
+    page.get_by_label("expert").check()
+    wait(page, lambda: len(held) == 1)
+    held.pop().fulfill(status=200, body=json.dumps(ANSWER), content_type="application/json")
+    told.wait_for()
+    page.locator("input[name=view][value=gradient]").check()
+    page.wait_for_function("() => location.hash.includes('view=gradient')")
+    expect(told).to_be_visible()
+
+    open_it.click()
+    wait(page, lambda: len(held) == 1)
+    page.get_by_label("Depth, exactly").fill("20")  # of this network nobody has asked
+    expect(open_it).to_be_enabled()
+    expect(page.get_by_text("levada check is looking at")).to_have_count(0)
+    expect(page.locator(".error")).to_have_count(0)
 
 
 @pytest.mark.parametrize("width", [360, 1280, 3840])

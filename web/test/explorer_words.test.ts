@@ -24,7 +24,7 @@ describe("training in words", () => {
     ] as const;
     const text = reading(runs, 48);
     expect(text).toContain(
-      "At depth 48, after 10 steps, plain has a training loss of 2.31 and knows 10 % of the held-out digits",
+      "At depth 48, after 10 steps, plain has a training loss of 2.31 and knows 10\u00a0% of the held-out digits",
     );
     expect(text).toContain("highway has a training loss of no finite number");
     expect(text).toContain("plain and highway have learned nothing yet");
@@ -32,7 +32,7 @@ describe("training in words", () => {
     // A network that is often right and very sure where it is wrong has a loss above guessing's, and has learned.
     const soon = [{ name: "residual", reports: [report(6, 6.24, 0.208)] }] as const;
     expect(reading(soon, 48)).toBe(
-      "At depth 48, after 6 steps, residual has a training loss of 6.24 and knows 20.8 % of the held-out digits.",
+      "At depth 48, after 6 steps, residual has a training loss of 6.24 and knows 20.8\u00a0% of the held-out digits.",
     );
   });
 

@@ -29,6 +29,7 @@ function made(gradient: number[], predicted: number[] | null = null): Signals {
   const measured = {
     signal,
     gradient: Float64Array.from(gradient),
+    outputGradient: gradient.at(-1)!,
     weightGradient: signal,
     loss: null,
     accuracy: null,
@@ -142,6 +143,17 @@ test("zero is named by what made it", () => {
   expect(lost(made([0, 1e-30, 1e-10, 1]), { ...DEFAULTS, precision: "float64" })).toBe("dead");
 });
 
+test("what a layer gets is told beside the gradient that the output was given", async () => {
+  const narrow = { width: 2, rows: 2, depth: 8, seed: 3 } as const;
+  const [hyper, settings] = await measure("hyper", narrow);
+  expect(Math.abs(hyper.measured.outputGradient - 1)).toBeGreaterThan(0.04); // few draws, and no mean of many
+  expect(reading({ name: "hyper", signals: hyper }, settings)).toContain("gets 4 times the gradient at the output");
+  const [attention] = await measure("attention", narrow);
+  expect(reading({ name: "attention", signals: attention }, settings)).toContain(
+    "mean of 9 sources, the input and sums of layers: each has 1/9 of it, and the last layer 0.11 of its gradient",
+  );
+});
+
 test("overflow and NaN are said", () => {
   const [inf, nan] = [made([Number.POSITIVE_INFINITY, 1]), made([Number.NaN, Number.POSITIVE_INFINITY])];
   expect(reading({ name: "plain", signals: inf }, DEFAULTS)).toContain("float32 holds nothing above 3.4×10³⁸");
@@ -218,4 +230,32 @@ test("every connection's sentence is true of its curve", async () => {
   expect(told.residual).toContain("1/32 of its square");
   const [first, before] = await measure("residual", { ...part, preActivation: true });
   expect(reading({ name: "residual", signals: first }, before)).not.toContain("Were the gradient");
+});
+
+test("a signal that underflows is no unit that died, and float64 is named where it holds what comes", async () => {
+  const relu = { activation: "relu", init: "glorot" } as const;
+  const told = async (part: Partial<Settings>) => {
+    const [signals, settings] = await measure("plain", { ...relu, ...part });
+    return { what: lost(signals, settings), text: reading({ name: "plain", signals }, settings), signals };
+  };
+  const deep = await told({ depth: 400 });
+  const from = deep.signals.measured.signal.indexOf(0);
+  expect(from).toBeGreaterThan(200);
+  expect(deep.what).toBe("signal");
+  expect(deep.text).toContain(`plain: From what layer ${from + 1} reads on the signal is exactly zero`);
+  expect(deep.text).toContain("below layer 400 with it: it is below 1.4×10⁻⁴⁵");
+  expect(deep.text).toContain("In float64 it can still be seen.");
+  expect((await told({ depth: 400, precision: "float64" })).what).toBeNull();
+
+  const deeper = { depth: 1000, gain: 0.5 }; // about 0.35 a layer: 10⁻⁴⁵⁰
+  expect((await told(deeper)).text).not.toContain("float64");
+  expect((await told({ ...deeper, precision: "float64" })).what).toBe("signal");
+  const sigmoid = { activation: "sigmoid", depth: 1000 } as const; // less than 0.25 a layer
+  const flat = await told(sigmoid);
+  expect([flat.what, flat.text.includes("float64")]).toEqual(["underflow", false]);
+  expect((await told({ ...sigmoid, precision: "float64" })).what).toBe("underflow");
+
+  const tanh = await told({ depth: 30, activation: "tanh", gain: 1e-3 });
+  expect(tanh.what).toBe("signal");
+  expect(tanh.text).toMatch(/reads on the signal is exactly zero(, and the gradient|:)/);
 });

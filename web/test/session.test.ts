@@ -273,7 +273,14 @@ describe("a session", () => {
 
   it("hands over its arrays and copies none", () => {
     const array = new Float64Array(3);
-    const measured = { signal: array, gradient: array.slice(), weightGradient: array.slice(), loss: 1, accuracy: null };
+    const measured = {
+      signal: array,
+      gradient: array.slice(),
+      outputGradient: 1,
+      weightGradient: array.slice(),
+      loss: 1,
+      accuracy: null,
+    };
     const response: Response = {
       type: "progress",
       id: 1,

@@ -52,7 +52,7 @@ class PostNorm(Option):
     """`levada.PostNorm`."""
 
     name: Literal["post_norm"]
-    alpha: Positive = 1.0
+    alpha: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     norm: Literal["layer", "rms"] = "layer"
 
 

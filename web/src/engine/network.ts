@@ -42,6 +42,8 @@ const MAX_WEIGHTS = 2 ** 25; // with their gradients half a gigabyte in float64
 export interface Signals {
   readonly signal: Float64Array;
   readonly gradient: Float64Array;
+  /** Of the gradient that the stack's output was given. */
+  outputGradient: number;
   /** Of the gradient by each layer's weight matrix; zero where it requires none. */
   readonly weightGradient: Float64Array;
 }
@@ -86,6 +88,7 @@ export class Stack implements Module {
     this.signals = {
       signal: new Float64Array(depth + 1),
       gradient: new Float64Array(depth + 1),
+      outputGradient: 0,
       weightGradient: new Float64Array(depth),
     };
   }
@@ -129,6 +132,7 @@ export class Stack implements Module {
 
   backward(gradient: Matrix): Matrix {
     const measured = this.signals;
+    measured.outputGradient = rms(gradient.data);
     let state = this.ends.endBackward(gradient);
     for (let place = this.layers.length - 1; place >= 0; place--) {
       const { connection, branch, linear } = this.layers[place];

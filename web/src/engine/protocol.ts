@@ -61,6 +61,8 @@ export type Request =
 export interface Measured {
   readonly signal: Float64Array;
   readonly gradient: Float64Array;
+  /** Of the gradient by the stack's output, which all connections are given alike. */
+  readonly outputGradient: number;
   /** Zero without an optimizer: nothing then needs the gradients of parameters, and they are not computed. */
   readonly weightGradient: Float64Array;
   readonly loss: number | null;

@@ -229,10 +229,11 @@ function pass({ network, data, batch, precision, rows }: Configured): Measured {
     const outputs = network.forward(gaussian(batch, inputs ?? width, precision, rows));
     network.backward(gaussian(batch, outputs.cols, precision, rows));
   }
-  const { signal, gradient, weightGradient } = network.stack.signals;
+  const { signal, gradient, outputGradient, weightGradient } = network.stack.signals;
   return {
     signal: signal.slice(),
     gradient: gradient.slice(),
+    outputGradient,
     weightGradient: weightGradient.slice(),
     loss,
     accuracy: right,

@@ -24,9 +24,15 @@ export function canAsk(token: string | null): token is string {
   return token !== null && window.location.protocol.startsWith("http");
 }
 
-export async function ask(settings: Settings, name: ConnectionName, token: string): Promise<Checked> {
+export async function ask(
+  settings: Settings,
+  name: ConnectionName,
+  token: string,
+  signal: AbortSignal,
+): Promise<Checked> {
   const asked = fetch("api/1/compute/check", {
     method: "POST",
+    signal,
     headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
     body: JSON.stringify(checkRequest(settings, name)),
   });

@@ -1,6 +1,7 @@
 /** From what the engine measured to lines, numbers for each connection, and a sentence that reads the picture. */
 
 import type { ConnectionName } from "../engine/connections/index";
+import type { Precision } from "../engine/matrix";
 import { logPowers } from "../engine/theory";
 import type { Series } from "../figures/series";
 import { counted, short, shortExp } from "../page/number";
@@ -21,6 +22,7 @@ const LARGEST = { float32: "3.4×10³⁸", float64: "1.8×10³⁰⁸" };
 const SMALLEST = { float32: "1.4×10⁻⁴⁵", float64: "4.9×10⁻³²⁴" };
 /** An exact zero next to a value below this is one that left the range; the range ends below it. */
 const NEARLY_ZERO = { float32: 1e-36, float64: 1e-300 };
+const LOG_SMALLEST = Math.log(Number.MIN_VALUE); // of float64
 /**
  * The logarithm of a gradient over many layers differs from one draw of weights to the next, and drifts, as depth over width:
  * of plain ReLU layers by a deviation of sqrt(5/4 depth/width) and a mean of -5/4 depth/width (Hanin 2018, arXiv 1801.03744).
@@ -91,18 +93,25 @@ export function decay({ measured, predicted }: Signals): Decay {
   };
 }
 
-export type Lost = "underflow" | "dead" | "overflow" | "nan";
+export type Lost = "signal" | "underflow" | "dead" | "overflow" | "nan";
 
 /** What went out of range on the way, if anything. */
 export function lost({ measured }: Signals, { precision }: Settings): Lost | null {
   const { signal, gradient } = measured;
   if (signal.some(Number.isNaN) || gradient.some(Number.isNaN)) return "nan";
   if (!signal.every(Number.isFinite) || !gradient.every(Number.isFinite)) return "overflow";
+  const nothing = signal.indexOf(0);
+  if (nothing > 0 && ranOut(signal[nothing - 1], signal[nothing - 2], precision)) return "signal";
   const zero = gradient.lastIndexOf(0);
   if (zero < 0) return null;
-  const [next, after] = [gradient[zero + 1] ?? 0, gradient[zero + 2] ?? 0];
-  const expected = after > 0 ? next * (next / after) : next; // as if it went on as it did in the layer behind
-  return Math.min(next, expected) < NEARLY_ZERO[precision] && next > 0 ? "underflow" : "dead";
+  return ranOut(gradient[zero + 1], gradient[zero + 2], precision) ? "underflow" : "dead";
+}
+
+/** Whether the value that follows these two is below what the format holds, if it goes on as from the one to the other. */
+function ranOut(last: number | undefined, before: number | undefined, precision: Precision): boolean {
+  if (!last) return false;
+  const expected = before ? last * (last / before) : last;
+  return Math.min(last, expected) < NEARLY_ZERO[precision];
 }
 
 /** Of these the last gradient that is drawn is the output's own: the others change it on the way to their last layer. */
@@ -123,14 +132,23 @@ export function reading({ name, signals }: Computed, settings: Settings): string
   if (what === "dead") {
     return `${label}: below layer ${zeros + 1} the gradient is exactly zero: no unit lets anything through.`;
   }
+  /** Whether float64 holds what has a logarithm, and changes it by as much a layer. */
+  const other = (log: number, rate: number) =>
+    precision === "float32" && log + rate * depth > LOG_SMALLEST ? " In float64 it can still be seen." : "";
+  const smallest = `it is below ${SMALLEST[precision]}, the smallest number that ${precision} holds (underflow)`;
+  if (what === "signal") {
+    const { signal } = signals.measured;
+    const from = signal.indexOf(0);
+    const begins = Math.log(signal[0]);
+    const rate = from > 1 ? (Math.log(signal[from - 1]) - begins) / (from - 1) : 0;
+    const at = from < depth ? `From what layer ${from + 1} reads on` : "At the output";
+    const back = zeros < 0 ? "" : `, and the gradient below layer ${zeros + 1} with it`;
+    return `${label}: ${at} the signal is exactly zero${back}: ${smallest}.${other(begins, rate)}`;
+  }
   const perLayer = rateWords(rates, depth - first, settings.width);
   if (what === "underflow") {
-    const other = precision === "float32" ? " In float64 it can still be seen." : "";
     const where = zeros > 0 ? `From layer ${zeros} to the input` : "At the input";
-    return (
-      `${label}: ${perLayer}. ${where} the gradient is exactly zero: it is below ${SMALLEST[precision]}, ` +
-      `the smallest number that ${precision} holds (underflow).${other}`
-    );
+    return `${label}: ${perLayer}. ${where} the gradient is exactly zero: ${smallest}.${other(Math.log(signals.measured.gradient[depth]), rates.logRate ?? 0)}`;
   }
   const log = (rates.logRate ?? 0) * (depth - first);
   const amount = Math.abs(log) < 1e-3 ? "what it is" : `${sizeWords(log)} what it is`;

@@ -11,10 +11,10 @@ const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
 
 /** Empty where the rate says all. */
 export function reason(name: ConnectionName, signals: Signals, settings: Settings): string {
-  const { signal, gradient } = signals.measured;
+  const { signal, gradient, outputGradient } = signals.measured;
   const depth = gradient.length - 1;
   const { streams, growth, gateBias, width, blocks } = settings;
-  const last = short(gradient[depth], 2);
+  const last = short(gradient[depth] / outputGradient, 2);
   switch (name) {
     case "plain":
       return "";
@@ -40,7 +40,7 @@ export function reason(name: ConnectionName, signals: Signals, settings: Setting
       return `Its ${streams} streams are never mixed, and end in about their mean, so that nothing jumps there.`;
     case "attention": {
       const sources = Math.ceil(depth / Math.ceil(settings.depth / blocks)) + 1;
-      return `What a layer reads, and the output, is before training the plain mean of ${sources} sources, the input and sums of layers: each has 1/${sources} of the output, and the last layer ${last} of its gradient.`;
+      return `The output is before training the plain mean of ${sources} sources, the input and sums of layers: each has 1/${sources} of it, and the last layer ${last} of its gradient. A layer reads the mean of those before it.`;
     }
   }
 }

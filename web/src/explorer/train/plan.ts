@@ -57,7 +57,8 @@ export type Part = "trained" | "heldOut";
 
 export const PARTS: Record<Part, string> = { trained: "the digits it trains on", heldOut: "held-out digits" };
 
-export const percent = (share: number): string => `${short(100 * share)} %`;
+/** With a space at which no line breaks. */
+export const percent = (share: number): string => `${short(100 * share)}\u00a0%`;
 
 const CHANCE = Math.log(10);
 const LUCK = 0.15; // of 360 digits guessing knows 10 %, and more than this once in a thousand times
