@@ -71,6 +71,7 @@ def test_fifty_relu_layers_lose_the_predicted_decades():
 def test_batch_normalised_relu_layers_grow_by_the_golden_factor():
     report = check(plain(nn.ReLU, depth=12, dim=256, norm=True), torch.randn(128, 256))
     assert hidden(report, "gain_predicted") == pytest.approx([math.sqrt(math.pi / (math.pi - 1))] * 10, rel=2e-3)
+    assert hidden(report, "signal_predicted") == pytest.approx([math.sqrt(0.5)] * 10, rel=2e-3)  # of max(N(0, 1), 0)
     assert report.summary["gradient_decay_per_block"]["value"] == pytest.approx(1.2112, abs=0.03)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from tests.report.test_page import HOSTILE, Page
 from tests.report.watched import cells_of, write_watch
@@ -232,3 +233,26 @@ def test_the_losses_of_a_spike_and_of_a_first_step_have_words_of_their_own(tmp_p
     assert "median of the losses before the jump2.5 largest loss of the jump7.25" in words
     assert "loss before the optimizer's first step1.5" in words
     assert words.count("optimizer's first step") == 1
+
+
+def test_numbers_of_a_finding_say_of_which_step_they_are(tmp_path: Path) -> None:
+    def told(writer: RunWriter, step: int, claim: str) -> None:
+        writer.append(
+            "finding", step=step, rule="vanishing_gradient", severity="warn", status="fired", claim=claim, where={},
+            evidence={"told_at": 20},
+        )  # fmt: skip
+
+    def view() -> dict[str, Any]:
+        run = Run(tmp_path / "run")
+        return dict(watch_view(run, "run", list(run.events())))
+
+    with RunWriter.create(tmp_path / "run", kind="watch", name="run") as writer:
+        told(writer, 20, "It shrinks by 0.5.")
+        first = view()
+        told(writer, 3000, "It shrinks by 0.4.")
+        told(writer, 3000, "It shrinks by 0.3, at step 3,000.")
+    again = view()
+    assert first["claim"] == "It shrinks by 0.5. So it was at step 20."
+    assert again["claim"] == "It shrinks by 0.3, at step 3,000."  # which says it itself
+    assert first["findings"][0]["evidence"] == [("told at step", "20")]
+    assert again["findings"][0]["evidence"][:2] == [("told at step", "20"), ("renewed at step", "3,000")]

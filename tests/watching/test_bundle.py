@@ -12,6 +12,7 @@ from torch import nn
 
 from levada._errors import UsageError
 from levada.cli import main
+from levada.runs import bundles
 from levada.runs.bundles import checksum_of
 from levada.watching.bundle import Bundle, read_bundle, write_bundle
 from levada.watching.keeper import Keeper
@@ -214,6 +215,15 @@ def test_a_damaged_table_is_refused(folder, edit):
     table.pop("crc32")  # as bundles were written before they had one
     (folder / "bundle.json").write_text(json.dumps(table))
     with pytest.raises(UsageError, match="is damaged"):
+        read_bundle(folder)
+
+
+def test_a_table_that_is_too_long_is_not_read_into_memory(folder, monkeypatch):
+    size = (folder / "bundle.json").stat().st_size
+    monkeypatch.setattr(bundles, "_MAX_TABLE", size)
+    read_bundle(folder)
+    monkeypatch.setattr(bundles, "_MAX_TABLE", size - 1)
+    with pytest.raises(UsageError, match=rf"bundle\.json is longer than {size - 1:,} bytes"):
         read_bundle(folder)
 
 

@@ -80,7 +80,7 @@ def close(values: list[float], key: str) -> Any:
     return pytest.approx(values, **TRAINED.get(key, {"rel": 1e-9, "abs": 1e-12}))
 
 
-@pytest.mark.timeout(900)  # nine draws of each answer, by the engine and by the page
+@pytest.mark.timeout(900)  # many draws of each answer, by the engine and by the page
 def test_all_seven_by_keys_with_the_answers_of_the_engine(
     visit: Visit, engine: Callable[[], dict[str, dict[str, Any]]]
 ) -> None:
@@ -186,7 +186,7 @@ def test_the_figure_that_comes_with_the_answer_has_its_number_and_is_reached_by_
     tab_to(page, question.get_by_role("button", name="Compute it"))
     page.keyboard.press("Enter")
     (value,) = found(page, "c")
-    assert "five of them lie between" in question.inner_text()
+    assert "49 of them lie between" in question.inner_text()
     grown = page.locator(".beside .reading", has_text=f"the gradient is {value:.0f} times")
     grown.wait_for()  # of the draw in the middle, and not of the first
     tab_to(page, page.get_by_role("slider", name="gradient"))

@@ -136,8 +136,8 @@ def test_what_is_taken_away_is_told_while_another_run_is_read(tmp_path: Path) ->
     class Slow(Told):
         """A reader that is still reading the last run when the test ends."""
 
-        async def ask(self, name: str, *, run: str, **_: Any) -> bytes:
-            if run == "slow":
+        async def ask(self, name: str, **of: Any) -> bytes:
+            if of["run"] == "slow":
                 self.asked += 1
                 await asyncio.Event().wait()
             return row().model_dump_json().encode()
@@ -168,11 +168,13 @@ def test_what_is_taken_away_is_told_while_another_run_is_read(tmp_path: Path) ->
     assert (appeared[:15], gone[:11], left) == (b"event: appeared", b"event: gone", b"[]")
 
 
-def test_a_run_that_is_taken_away_while_it_is_read_is_not_told_of_again(tmp_path: Path, grows: Any) -> None:
+def test_a_run_that_is_taken_away_while_it_is_read_is_not_told_of_again(
+    tmp_path: Path, grows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def ask() -> list[str]:
         scanner = scanning(tmp_path, Told())
         told: list[str] = []
-        scanner._tell = lambda what, _: told.append(what)  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(scanner, "_tell", lambda what, _: told.append(what))
 
         class Leaving(Told):
             async def ask(self, name: str, **_: Any) -> bytes:
@@ -183,7 +185,7 @@ def test_a_run_that_is_taken_away_while_it_is_read_is_not_told_of_again(tmp_path
         await scanner.look()
         grows()
         next(iter(scanner._known.values())).next = 0.0
-        scanner._reader = Leaving()  # type: ignore[assignment]
+        monkeypatch.setattr(scanner, "_reader", Leaving())
         await scanner.look()
         return told
 

@@ -15,6 +15,19 @@ const report = (step: number, loss: number, accuracy: number) => {
 };
 
 describe("training in words", () => {
+  it("takes for learned what guessing knows once in a thousand times", () => {
+    const knows = (accuracy: number) =>
+      reading([{ name: "plain", reports: [report(6, 2.4, accuracy)] }], 4).includes("learned nothing yet");
+    expect([knows(0.1), knows(0.15), knows(0.151)]).toEqual([true, true, false]);
+    // More than 54 of 360 digits, each guessed with a chance of 0.1.
+    let [one, below] = [0.9 ** 360, 0];
+    for (let right = 0; right <= 54; right++) {
+      below += one;
+      one *= ((360 - right) / (right + 1)) * (0.1 / 0.9);
+    }
+    expect(1 - below).toBeCloseTo(0.001, 3);
+  });
+
   it("says what has learned nothing, also where there is no number", () => {
     const runs = [
       { name: "plain", reports: [report(10, 2.31, 0.1)] },

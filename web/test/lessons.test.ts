@@ -8,11 +8,12 @@ import { keyOf, readAnswers, readPlayed, writeAnswers, writePlayed } from "../sr
 import { CHAPTERS } from "../src/lessons/chapters/index";
 import { FORMULAS } from "../src/lessons/formulas";
 import { answer, asksOf, judge, said } from "../src/lessons/judge";
-import { DRAWS, measure, neurons, sample, settingsOf } from "../src/lessons/measure";
+import { drawsOf, measure, neurons, sample, settingsOf } from "../src/lessons/measure";
 import { inExplorer, shownAfter, untold } from "../src/lessons/playing";
 import { reach } from "../src/lessons/reach";
 import { SOURCES } from "../src/lessons/sources";
 import {
+  type Ask,
   type BandQuestion,
   type Block,
   type ChoiceQuestion,
@@ -184,25 +185,37 @@ test("neurons in a row have the slope that a difference has", () => {
   expect(median(Float64Array.of(4, 1, 2, 3))).toBe(2.5);
 });
 
-test("a number is the middle one of nine draws, of which five are no farther than said", async () => {
+test("a number is the middle one of many draws, of which half are no farther than said", async () => {
   const lab = laboratory();
   const [, chapter] = chapters;
   const question = questionsOf(chapter).find(({ id }) => id === "c") as BandQuestion;
-  const { value, low, high, seed } = await sample(question.ask, chapter.settings, lab);
+  const { value, low, high, seed, draws, inner } = await sample(question.ask, chapter.settings, lab);
+  expect([draws, inner]).toEqual([99, 49]);
   const all: number[] = [];
-  for (let draw = 0; draw < DRAWS; draw++)
+  for (let draw = 0; draw < draws; draw++)
     all.push(await measure(question.ask, { ...chapter.settings, seed: draw }, lab));
   expect(all[seed]).toBe(value); // the figure with that seed shows this number
-  expect(all.filter((one) => one < value).length).toBe(4);
-  expect(all.filter((one) => one >= low && one <= high).length).toBe(5);
-  expect(all[0]).toBeGreaterThan(high); // the first one alone would have been far off
+  expect(all.filter((one) => one < value).length).toBe(49);
+  expect(all.filter((one) => one >= low && one <= high).length).toBe(49);
+  expect(all[0]).toBeGreaterThan(1.2 * value); // the first one alone would have been off
   const { words, spread, seeds } = await answer(question, 2, chapter.settings, lab);
   expect(words).toContain(short(value));
-  expect(spread).toContain(`five of them lie between ${short(low, 2)} and ${short(high, 2)}`);
+  expect(spread).toContain(
+    `middle one of 99 draws of the random numbers; 49 of them lie between ${short(low, 2)} and ${short(high, 2)}`,
+  );
   expect(shownAfter(question, 2, chapter.settings, seeds[0])).toEqual({ gain: 20, seed });
   expect(inExplorer(asksOf(question), chapter.settings, seeds[0])).toMatchObject({ gain: 20, seed });
   const slope = await answer(questionsOf(chapters[0])[0], 1, chapters[0].settings, lab);
   expect([slope.spread, slope.found]).toEqual(["", [0.25]]);
+});
+
+test("large networks are drawn less often, and what takes long to make is drawn nine times", () => {
+  const plain = (settings: Partial<Settings>) => drawsOf({ quantity: "kept", connection: "plain", settings }, {});
+  expect([plain({ depth: 20 }), plain({ depth: 100 }), plain({ depth: 1000 })]).toEqual([99, 41, 9]);
+  const divided: Ask = { quantity: "carried", connection: "plain", over: "plain", settings: { depth: 100 } };
+  expect(drawsOf(divided, {})).toBe(21);
+  expect(drawsOf({ quantity: "horizon", cell: "rnn" }, {})).toBe(9);
+  expect(drawsOf({ quantity: "slope" }, {})).toBe(1);
 });
 
 test("no figure tells at first what is asked of it, and each tells it when all is predicted", () => {

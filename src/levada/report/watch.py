@@ -81,7 +81,7 @@ def watch_view(
         "called": f"{standing.called}{'' if whole else ' so far' if held else ', not ended'}",
         "sign": SIGNS[verdict],
         "headline": headline_read(standing, fired, lost, damage),
-        "claim": str(fired[0].get("claim", "")) if fired else "",
+        "claim": f"{fired[0].get('claim', '')} {_as_of(fired[0])}".strip() if fired else "",
         "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {recorded}. {state}",
         "open_end": "" if whole or held else f"not ended: {recorded}",
         "damage": [*lost, *of_bundles(kept), *of_absent(absent(run.path, events) if drawn else ())],
@@ -124,6 +124,8 @@ def _told(one: Mapping[str, Any], depth: Depth, kept: Sequence[Kept], drawn: boo
     evidence = {key: value for key, value in (one.get("evidence") or {}).items() if key not in left_out}
     view = finding_view({**one, "evidence": evidence}, {"blocks": blocks}, blocks, watched=True)
     when = [("told at step", f"{int(came):,}")] if came is not None else []
+    if (renewed := _told_again(one)) is not None:
+        when += [("renewed at step", f"{renewed:,}")]
     when += [("over at step", short(one["over"]))] if one.get("over") is not None else []
     whole = [each for each in kept if not each.damage and f"-{one.get('rule')}" in each.folder.name]
     view["evidence"] = [*when, *view["evidence"], *(("to run its step again", "".join(again(x))) for x in whole[:1])]
@@ -134,6 +136,21 @@ def _told(one: Mapping[str, Any], depth: Depth, kept: Sequence[Kept], drawn: boo
         view |= {"severity": "info", "kind": f"{view['kind']}, over", "sign": SIGNS["healthy"], "picture": None}
         view |= dict.fromkeys(("consequence", "falsify", "source", "words_alone", "calibration"), "")
     return view
+
+
+def _told_again(one: Mapping[str, Any]) -> int | None:
+    """Give the step of which a finding's numbers are, where it is another than the one at which it was told."""
+    renewed = number(one.get("renewed"))
+    return int(renewed) if renewed is not None and math.isfinite(renewed) else None
+
+
+def _as_of(one: Mapping[str, Any]) -> str:
+    """Say of which step the numbers of a finding are: below a headline they would be taken for those of the end."""
+    came, renewed = number(one.get("came")), _told_again(one)
+    step = int(came) if renewed is None and came is not None and math.isfinite(came) else renewed
+    if step is None or f"step {step:,}" in str(one.get("claim")):
+        return ""
+    return f"So it was at step {step:,}."
 
 
 def _left(events: Sequence[Mapping[str, Any]]) -> float | None:

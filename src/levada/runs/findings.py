@@ -39,7 +39,7 @@ def tellings(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, str, di
 
 
 def findings_of(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Give each finding as it was told last, with the step at which it came and, if it did, ended; the worst first.
+    """Give each finding as it was told last, the worst first: with the steps at which it came, was renewed and ended.
 
     Args:
         events: of a process of a watched run.
@@ -52,7 +52,9 @@ def findings_of(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             evidence = one.get("evidence")
             known = evidence.get("told_at") if isinstance(evidence, Mapping) else None
             came = step if known is None else known  # the record may hear of it later
-            stand[case] = {**one, "came": (before or {}).get("came", came)}
+            stand[case] = {**one, "came": came if before is None else before["came"]}
+            if before is not None and step != stand[case]["came"]:
+                stand[case]["renewed"] = step
         elif before is not None:
             past.append({**before, **{key: one[key] for key in ("claim",) if "over" in one}, "status": "clear"})
             past[-1]["over"] = step

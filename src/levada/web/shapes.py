@@ -199,6 +199,9 @@ class Found(Shape):
     first: str = Field(description="The first site, or empty.")
     last: str
     came: int | None = Field(description="The step at which it was told; null of a check.")
+    renewed: int | None = Field(
+        description="The step of which its numbers are, if another than the one at which it came."
+    )
     over: int | None = Field(description="The step at which it ended.")
     evidence: list[Fact]
     ruled_out: list[str]

@@ -229,6 +229,7 @@ def _found(one: Mapping[str, Any], shown: Mapping[str, Any]) -> Found:
         first=plain(str(held.get("first") or "")),
         last=plain(str(held.get("last") or "")),
         came=_step(one.get("came")),
+        renewed=_step(one.get("renewed")),
         over=_step(one.get("over")),
         evidence=[Fact(label=plain(label), value=plain(value)) for label, value in shown.get("evidence") or ()],
         ruled_out=[plain(str(sentence)) for sentence in shown.get("ruled_out") or ()],

@@ -2,7 +2,7 @@
 
 import type { Settings } from "../explorer/settings";
 import { short, superscript } from "../page/number";
-import { CERTAIN, DRAWN_ONCE, DRAWS, type Lab, type Sample, sample } from "./measure";
+import { CERTAIN, DRAWN_ONCE, type Lab, type Sample, sample } from "./measure";
 import type { Ask, NumberQuestion, Question } from "./types";
 
 export interface Verdict {
@@ -56,11 +56,14 @@ function spread(question: Question, samples: readonly Sample[]): string {
   if (asksOf(question).every(({ quantity }) => DRAWN_ONCE.includes(quantity))) {
     return CERTAIN.includes(asksOf(question)[0].quantity) ? "" : "One training, from one draw of the weights.";
   }
-  if (all) return `${DRAWS} draws of the random numbers agree.`;
-  if (samples.length > 1) return `Each is the middle one of ${DRAWS} draws of the random numbers.`;
-  const [{ low, high }] = samples;
+  const counts = samples.map(({ draws }) => draws);
+  const [fewest, most] = [Math.min(...counts), Math.max(...counts)];
+  const told = fewest === most ? `${most}` : `${fewest} to ${most}`;
+  if (all) return `${told} draws of the random numbers agree.`;
+  if (samples.length > 1) return `Each is the middle one of ${told} draws of the random numbers.`;
+  const [{ low, high, inner, draws }] = samples;
   const digits = short(low, 2) === short(high, 2) ? 3 : 2;
-  return `This is the middle one of ${DRAWS} draws of the random numbers; five of them lie between ${short(low, digits)} and ${short(high, digits)}.`;
+  return `This is the middle one of ${draws} draws of the random numbers; ${inner} of them lie between ${short(low, digits)} and ${short(high, digits)}.`;
 }
 
 export function judge(question: Question, prediction: number, found: readonly number[]): Judged {

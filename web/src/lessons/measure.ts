@@ -8,7 +8,7 @@ import type { Memory } from "../engine/recurrent/memory";
 import { away } from "../explorer/mixing";
 import { decay } from "../explorer/picture";
 import type { Signals } from "../explorer/pool";
-import { DEFAULTS, type Settings, type Tab } from "../explorer/settings";
+import { cost, DEFAULTS, networkOptions, type Settings, type Tab } from "../explorer/settings";
 import { median, type Report } from "../explorer/train/plan";
 import { reach } from "./reach";
 import type { Ask } from "./types";
@@ -38,16 +38,19 @@ export function settingsOf(chapter: Partial<Settings>, part: Partial<Settings> =
   return { ...DEFAULTS, ...START, ...chapter, ...part };
 }
 
-/** How often random weights are drawn for an answer: odd, so that one of them is in the middle. */
-export const DRAWS = 9;
-const WIDER = 2; // places from the middle: five of nine are not farther
+/** How often random weights are drawn for an answer: odd numbers, so that one of them is in the middle. */
+const [FEWEST, MOST] = [9, 99];
+/** Of `cost`, for all draws of an answer: what a page computes in about half a second. */
+const AFFORDED = 2 ** 23;
 
 /** A number that depends on random weights: the middle one of several draws, and how far those next to it are. */
 export interface Sample {
   readonly value: number;
-  /** Between them lie 2 `WIDER` + 1 of the draws. */
+  /** Between them lies the middle half of the draws, `inner` of them. */
   readonly low: number;
   readonly high: number;
+  readonly inner: number;
+  readonly draws: number;
   /** Of the draw that has the value, so that a figure can show it. */
   readonly seed: number;
 }
@@ -56,17 +59,30 @@ export interface Sample {
 export const CERTAIN: readonly Ask["quantity"][] = ["slope", "reach"];
 export const DRAWN_ONCE: readonly Ask["quantity"][] = [...CERTAIN, "loss", "lesion", "length"];
 
+/** The same on every machine, so that everybody gets the same answer: as many as small networks allow. */
+export function drawsOf(ask: Ask, chapter: Partial<Settings>): number {
+  if (DRAWN_ONCE.includes(ask.quantity)) return 1;
+  if (ask.quantity !== "kept" && ask.quantity !== "rate" && ask.quantity !== "carried") return FEWEST;
+  const settings = settingsOf(chapter, ask.settings);
+  const names = ask.over ? [ask.connection, ask.over] : [ask.connection];
+  const each = names.reduce((sum, name) => sum + cost(networkOptions(settings, name)), 0);
+  const odd = 2 * Math.floor(AFFORDED / each / 2) + 1;
+  return Math.min(Math.max(odd, FEWEST), MOST);
+}
+
 export async function sample(ask: Ask, chapter: Partial<Settings>, lab: Lab): Promise<Sample> {
   const { seed: first } = settingsOf(chapter, ask.settings);
+  const draws = drawsOf(ask, chapter);
   const found: { value: number; seed: number }[] = [];
-  for (let draw = 0; draw < (DRAWN_ONCE.includes(ask.quantity) ? 1 : DRAWS); draw++) {
+  for (let draw = 0; draw < draws; draw++) {
     const seed = first + draw;
     found.push({ seed, value: await measure(ask, { ...chapter, seed }, lab) });
   }
   found.sort((a, b) => a.value - b.value);
-  const middle = found.length >> 1;
-  const [low, high] = [Math.max(0, middle - WIDER), Math.min(found.length - 1, middle + WIDER)];
-  return { ...found[middle], low: found[low].value, high: found[high].value };
+  const middle = draws >> 1;
+  const wider = draws >> 2;
+  const [low, high] = [found[middle - wider].value, found[middle + wider].value];
+  return { ...found[middle], low, high, inner: 2 * wider + 1, draws };
 }
 
 export async function measure(ask: Ask, chapter: Partial<Settings>, lab: Lab): Promise<number> {

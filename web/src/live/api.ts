@@ -58,6 +58,7 @@ export interface Found {
   readonly first: string;
   readonly last: string;
   readonly came: number | null;
+  readonly renewed: number | null;
   readonly over: number | null;
   readonly evidence: readonly Fact[];
   readonly ruled_out: readonly string[];

@@ -18,6 +18,8 @@ export interface PlotOptions {
   readonly width: number;
   readonly height: number;
   readonly log: boolean;
+  /** Of letters and their room, where the page's are larger: see `enlarged`. */
+  readonly scale: number;
   readonly stretches: () => readonly Stretch[];
   /** The step that is marked, or null. */
   readonly step: () => number | null;
@@ -26,7 +28,9 @@ export interface PlotOptions {
   readonly onhover: (step: number | null) => void;
 }
 
-const FONT = '13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+/** Beside what is drawn, for letters of a small screen. */
+export const GUTTER = { left: 58, right: 28 };
 
 /** A whisker of room above and below what is drawn. */
 function room(log: boolean) {
@@ -53,12 +57,13 @@ function seriesOf(one: Curve): uPlot.Series[] {
 }
 
 export function plotOptions(given: PlotOptions): uPlot.Options {
-  const { curves, log } = given;
-  const axis = { stroke: () => colour("soft"), font: FONT, ticks: { show: false } };
+  const { curves, log, scale } = given;
+  const font = `${Math.round(13 * scale)}px ${FONT}`;
+  const axis = { stroke: () => colour("soft"), font, ticks: { show: false } };
   return {
     width: given.width,
     height: given.height,
-    padding: [8, 28, 0, 0],
+    padding: [8, GUTTER.right * scale, 0, 0],
     legend: { show: false },
     cursor: { y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 5 } },
     scales: {
@@ -68,17 +73,18 @@ export function plotOptions(given: PlotOptions): uPlot.Options {
     axes: [
       {
         ...axis,
-        size: 32,
+        size: 32 * scale,
+        space: 64 * scale,
         label: "step",
-        labelSize: 18,
+        labelSize: 18 * scale,
         labelGap: 0,
-        labelFont: FONT,
+        labelFont: font,
         grid: { show: false },
         values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? grouped(tick) : "")),
       },
       {
         ...axis,
-        size: 58,
+        size: GUTTER.left * scale,
         grid: { stroke: () => colour("grid"), width: 1 },
         ...(log && { splits: (_: uPlot, __: number, low: number, high: number) => logTicks(low, high) }),
         filter: (_, ticks) => ticks, // uPlot leaves labels of a logarithmic axis out
