@@ -257,8 +257,20 @@ def test_targets_that_were_not_noted_are_not_ruled_out(tmp_path):
     assert finding.claim.endswith("in the loss, or comes with the targets, which were not noted.")
     told = overflow(again(watch))
     assert told.evidence["tensor"] == "loss"
-    assert told.claim.endswith("it arises in the loss itself. Or it comes with the targets, which were not noted.")
+    assert told.claim.endswith("it arises in the loss, or comes with the targets, which were not noted.")
     assert told.remedies[0].name == "run the loss again"
+
+
+def infinite_targets(x, targets):
+    targets[2, 1] = math.inf
+
+
+def test_a_loss_that_was_not_run_again_is_not_said_to_overflow_itself(tmp_path):
+    _, watch, _ = ran(tmp_path, infinite_targets)
+    told = overflow(again(watch))
+    assert told.claim.startswith(f"The loss of step {BAD} was Inf, although every block's output is finite: ")
+    # The NaN that the backward pass makes of the gradient that was kept follows from it, and is no cause.
+    assert told.claim.endswith("it arises in the loss, or comes with the targets, which were not noted.")
 
 
 def test_a_loss_that_needs_targets_where_none_were_noted_says_how_they_are(tmp_path):

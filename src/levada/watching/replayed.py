@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from levada._numbers import written
 from levada.diagnose.diagnostics import diagnose
@@ -82,7 +82,8 @@ def found_again(
     value = was if loss is None and not (several and clean) else loss
     facts = Facts(nonfinite_parameters=tuple(broken), loss_value=value, behind=behind)
     seen = Trace(trace.sites, trace.steps, trace.values, {**trace.context, "facts": facts})
-    found = tuple(_told(f, kept, loss, origin) for f in diagnose(seen) if f.status == "fired" and f.rule in _RULES)
+    fired = (f for f in diagnose(seen) if f.status == "fired" and f.rule in _RULES)
+    found = tuple(_told(f, kept, loss, origin, data) for f in fired)
     if was is not None and not any(f.rule == RULE for f in found):
         return (_vanished(kept, was, loss, several=several), *found)
     return found
@@ -118,17 +119,28 @@ def _data(kept: Bundle, broken: Mapping[str, str], data: list[Unfit]) -> Finding
     )
 
 
-def _told(finding: Finding, kept: Bundle, loss: float | None, origin: Origin | None) -> Finding:
+def _told(finding: Finding, kept: Bundle, loss: float | None, origin: Origin | None, data: list[Unfit]) -> Finding:
     """Say of what is not finite which operation makes it, in the place of how to find out."""
     if finding.rule != RULE:
         return finding
-    if origin is not None:
-        return replace(finding, claim=f"{finding.claim} {origin}", remedies=())
-    if finding.evidence.get("tensor") != "loss" or loss is not None:
-        return replace(finding, remedies=())
+    if finding.evidence.get("tensor") == "loss" and loss is None:
+        return replace(finding, claim=_not_run(kept, origin, data), remedies=(_LOSS,))
+    return replace(finding, claim=f"{finding.claim} {origin}" if origin is not None else finding.claim, remedies=())
+
+
+def _not_run(kept: Bundle, origin: Origin | None, data: list[Unfit]) -> str:
+    """Say where a loss that was not run again has its NaN or Inf from: it may be from the targets that it was given."""
+    targets = [one for one in data if one.name.endswith("targets")]
     noted = "targets" in kept.values
-    targets = "The noted targets are finite." if noted else "Or it comes with the targets, which were not noted."
-    return replace(finding, claim=f"{finding.claim} {targets}", remedies=(_LOSS,))
+    also = "" if noted and not targets else f": {listed(targets)}" if noted else ", which were not noted"
+    claim = (
+        f"The loss of step {kept.step} was {written(kept.loss)}, although every block's output is finite: it arises in "
+        f"the loss{f', or comes with the targets{also}' if also else ', and the noted targets are finite'}."
+    )
+    gradient = kept.values.get("output_gradient")
+    # What runs behind a gradient that is not finite already only follows from it.
+    fed = isinstance(gradient, Tensor) and not bool(gradient.isfinite().all())
+    return claim if origin is None or (origin.backward and fed) else f"{claim} {origin}"
 
 
 def _vanished(kept: Bundle, was: float, loss: float | None, *, several: bool) -> Finding:
