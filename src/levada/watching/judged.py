@@ -202,7 +202,8 @@ def _absent(judge: Judge) -> Iterator[Reason]:
     if "weight_gradient_rms" not in seen:
         yield "frozen_layers", "no gradient of a weight was measured", waits, None
     if not judge.habits.rows.known:
-        yield "constant_inputs", "no batch of two rows or more was seen that the model alone is given", waits, None
+        why = "no batch was seen whose rows, two or more along its first dimension, can be told to be its inputs"
+        yield "constant_inputs", why, waits, None
     alone = judge.blocks is None or judge.blocks.alone
     if why := no_loss or ("" if alone else "gradients are compared from step to step where one optimizer is watched"):
         yield "accumulated_gradients", why, waits and alone, None
