@@ -368,9 +368,43 @@ def test_a_replay_says_what_a_lower_rate_gives_from_the_state_that_is_kept(tmp_p
     assert all(torch.equal(t, kept[name]) for name, t in model.state_dict().items())
     told = replay(last, mlp(), square).report
     assert [f.rule for f in told.findings] == ["numerical_overflow"]
-    assert any("no rate goes on from there" in note for note in told.notes)
+    named = broken(watch).evidence[HIGH]["lower"]
+    assert any(
+        f"no rate goes on from there. Go back to weights of before, and train at a lower one, as {named:.2g}." in note
+        for note in told.notes
+    )
+    assert not any("unlike the one before" in note for note in told.notes)
     without = replay(first, mlp()).report
     assert not any("learning rate" in note for note in without.notes)
+
+
+@pytest.mark.parametrize(("factor", "off"), [(1e30, True), (50.0, False)])
+def test_a_batch_far_outside_is_named_and_no_rate_where_the_runs_finding_names_none(tmp_path, factor, off):
+    class Root(nn.Module):
+        def forward(self, x):
+            return self.layer(torch.sqrt(40.0 - x.abs().amax(1, keepdim=True)) * x)
+
+    def build():
+        model = Root()
+        model.layer = nn.Linear(8, 1)
+        return model
+
+    torch.manual_seed(0)
+    model = build()
+    optimizer = sgd(1e-3)(model.parameters())
+    with levada.watch(model, optimizer, every=4, max_overhead=100.0, run=tmp_path / "run") as watch:
+        for step in range(20):
+            x = torch.randn(64, 8) * (factor if step == 17 else 1.0)
+            watch.note(targets=x[:, :1])
+            optimizer.zero_grad()
+            square(model(x), x[:, :1]).backward()
+            optimizer.step()
+    assert HIGH not in broken(watch).evidence
+    notes = replay(watch.judge.keeper.folders[0], build(), square).report.notes
+    assert any(note.endswith("no rate goes on from there. Go back to weights of before.") for note in notes)
+    said = [note for note in notes if note.startswith("The batch is unlike the one before: the argument x is ")]
+    assert len(said) == off
+    assert all("times as large as that of step 16 (root mean squares of " in note for note in said)
 
 
 @pytest.mark.parametrize(

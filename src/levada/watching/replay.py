@@ -28,7 +28,7 @@ from levada.runs.bundles import require_runnable
 from levada.watching.bundle import Bundle, read_bundle
 from levada.watching.given import Unfit, listed
 from levada.watching.nonfinite import broken_parameters
-from levada.watching.replayed import found_again, unfit_data
+from levada.watching.replayed import far_off, found_again, unfit_data
 from levada.watching.retried import retried, unjudged
 
 __all__ = ["Replay", "replay", "require_alone"]
@@ -273,6 +273,8 @@ def _notes(kept: Bundle, loss: float, run: _Run, broken: Mapping[str, str], data
         yield f"{len(broken)} parameters held NaN or Inf before the step, {next(iter(broken))} first."
     if data:
         yield f"Of what the step was given, {listed(data)}."
+    elif off := far_off(kept, run.model):
+        yield off
     if run.loss is not None and not math.isnan(kept.loss):
         number = int(kept.facts.get("pass", 1))
         part = f" Here it is that of pass {number} of the step alone, and was that of the whole step." * (number > 1)

@@ -16,10 +16,10 @@ from levada.diagnose.finding import Finding, Proposal
 from levada.probe.origin import Origin
 from levada.probe.trace import Trace
 from levada.watching.bundle import Bundle
-from levada.watching.given import LOOK, Unfit, listed, unfit_inputs, unfit_targets
+from levada.watching.given import LOOK, Unfit, listed, sizes, unfit_inputs, unfit_targets
 from levada.watching.nonfinite import RULE
 
-__all__ = ["found_again", "unfit_data"]
+__all__ = ["far_off", "found_again", "unfit_data"]
 
 # What a pass alone tells; the other rules of `check` need an optimizer's step, or tests that train.
 _RULES: Final = (
@@ -31,6 +31,8 @@ _RULES: Final = (
     "vanishing_gradient",
     "exploding_gradient",
 )
+# Batches of one training are alike; one that is as many times as large as the one before is no chance.
+_FAR: Final = 100.0
 _LOSS: Final = Proposal(
     "run the loss again",
     "watch.note(targets=targets)  # in the loop, before the step\n"
@@ -47,6 +49,26 @@ def unfit_data(kept: Bundle, model: nn.Module) -> list[Unfit]:
     """
     given = {**dict(enumerate(kept.values["args"])), **(kept.values.get("kwargs") or {})}
     return [*unfit_inputs(given, model), *unfit_targets(kept.values.get("targets"))]
+
+
+def far_off(kept: Bundle, model: nn.Module) -> str:
+    """Say which input of a step is a hundred times or more as large as that of the step before; "" if none is.
+
+    Args:
+        kept: the step.
+        model: it was given to it.
+    """
+    before = kept.facts.get("inputs_before") or {}
+    given = {**dict(enumerate(kept.values["args"])), **(kept.values.get("kwargs") or {})}
+    then, now = before.get("rms", {}), sizes(given, model)
+    times = {name: now[name] / size for name, size in then.items() if size > 0 and name in now}
+    name = max(times, key=lambda one: times[one], default="")
+    if not name or times[name] < _FAR:
+        return ""
+    return (
+        f"The batch is unlike the one before: the argument {name} is {times[name]:.2g} times as large as that of step "
+        f"{before['step']} (root mean squares of {now[name]:.3g} and {then[name]:.3g})."
+    )
 
 
 def found_again(
