@@ -72,7 +72,8 @@ class Idle:
         if model is None or self._updates < UPDATES:
             return ""
         try:
-            still = [(name, p) for name, held, *was in self._held if (p := held()) is not None and _same(p, *was)]
+            held = ((name, ref(), version, numbers) for name, ref, version, numbers in self._held)
+            still = [(name, p) for name, p, version, numbers in held if p is not None and _same(p, version, numbers)]
         except Exception:
             return ""
         if not still:
