@@ -295,7 +295,10 @@ def test_a_loss_that_is_nan_with_finite_gradients_does_not_threaten_the_weights(
     found = again(watch)
     assert found.report.verdict == "error"  # and not healthy, as every block is
     told = overflow(found)
-    assert "The loss is NaN although every block's output is finite" in told.claim
+    assert (
+        f"The loss of step {BAD} was NaN, although every block's output is finite: it arises in the loss, and the"
+        in told.claim
+    )
     assert told.consequence.startswith("The gradients are finite all the same")
     named = again(watch, with_a_term)
     assert (named.origin.kind, named.origin.operation) == ("NaN", "log")
