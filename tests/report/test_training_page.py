@@ -298,6 +298,21 @@ def test_what_cannot_be_read_of_watched_runs_is_told_in_their_place(tmp_path: Pa
     assert "and nothing was found" not in render_report([mine])
 
 
+def test_what_was_watched_before_a_continuation_is_folded_and_the_newest_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with RunWriter.create(folder, kind="train", name="run") as writer:
+        for number in (1, 2, 10):
+            watched(folder, number)
+            writer.append("watched", path=f"watch/{number}", first=number)
+    other = tmp_path / "watch" / "1"  # of no training on the page
+    RunWriter.create(other, kind="watch", name="1").close()
+    page = render_report([folder, *(folder / f"watch/{number}" for number in (1, 2, 10)), other])
+    folded = re.findall(r'<details class="earlier"><summary><code>([^<]*)</code>, before the training', page)
+    assert folded == ["run/watch/1", "run/watch/2"]
+    assert page.count("<details") == page.count("</details>")
+    assert "earlier" not in re.sub(r"(?s)<style>.*?</style>", "", render_report([folder / "watch/1"]))
+
+
 def test_findings_and_watched_runs_are_listed_up_to_a_bound_and_the_rest_is_counted(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     RunWriter.create(mine, kind="train", name="mine").close()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.faults import small
 
-from levada.runs import Run, SignalWriter, doctor, reseal
+from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
 from levada.runs.segments import Place, places
 from levada.watching.bundle import Bundle, write_bundle
 
@@ -85,3 +85,22 @@ def test_what_a_writer_moves_at_this_moment_is_looked_for_again(
         assert len(slept) == 3
         assert sum(slept) > 0.05
         assert found.healthy if name == "health" else len(found.steps) == 27 and not found.damage
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_an_end_behind_a_damage_is_told_as_one(tmp_path: Path, end: bool) -> None:
+    with RunWriter.create(tmp_path, kind="watch", name="run") as writer:
+        for step in range(9):
+            writer.append("loss", steps=[step], values=[1.0])
+        if end:
+            writer.append("end")
+    assert ("not ended" in str(doctor(tmp_path))) is not end
+    log = tmp_path / "events.log"
+    content = bytearray(log.read_bytes())
+    content[40] ^= 1
+    log.write_bytes(content)
+    state = "ended" if end else "not ended"
+    told = f"{state}: last recorded step 8, as the good frames behind the damage say; --reseal makes them readable"
+    assert doctor(tmp_path).open_end == told
+    reseal(tmp_path)
+    assert doctor(tmp_path).open_end == ("" if end else "not ended: last recorded step 8")

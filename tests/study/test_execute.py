@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -282,6 +284,23 @@ def test_studies_are_found_by_name():
 
 
 def test_what_is_no_executor_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(UsageError, match=r"must be a concurrent.futures.Executor, got 'local'"):
-        execute(squares(), out=tmp_path, executor="local")
+    with pytest.raises(UsageError, match=r"must be a concurrent.futures.Executor, or 'local', .* got 2"):
+        execute(squares(), out=tmp_path, executor=2)
+    with pytest.raises(UsageError, match=r"an executor is local, slurm or ray, got 'cloud'. Name one of them"):
+        execute(squares(), out=tmp_path, executor="cloud")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_an_executor_is_taken_by_the_name_that_the_command_line_takes(tmp_path, threads, monkeypatch, name):
+    made = []
+
+    @contextlib.contextmanager
+    def ours(*of):
+        made.append(of)
+        yield threads
+
+    monkeypatch.setattr(importlib.import_module("levada.study.execute"), "named", ours)
+    run = execute(squares(), out=tmp_path, executor=name)
+    assert made == [(name, tmp_path / ".jobs")]
+    assert len(results(run)) == len(results(execute(squares(), out=tmp_path / "other", executor=threads)))

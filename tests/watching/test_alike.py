@@ -112,6 +112,31 @@ def test_all_passes_of_a_step_count():
     assert alike.of(4) is None
 
 
+@pytest.mark.parametrize(("targets", "rows"), [([64, 32], 32), (32, None), ([64, 32, 32], None), ([], 32)], ids=str)
+def test_passes_of_several_lengths_are_told_by_the_targets_of_each(targets, rows):
+    alike = Alike()
+    alike.open()
+    for count in (64, 32):
+        alike.see([(0, torch.arange(3.0).expand(count, 3))])
+    found = float(alike.of(targets))
+    assert (None if math.isnan(found) else found) == rows
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_micro_batches_of_several_lengths_are_judged(same):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=1, max_overhead=100.0) as watch:
+        for _ in range(4):
+            optimizer.zero_grad()
+            for count in (16, 8):
+                inputs = torch.randn(1, 3).expand(count, 3) if same else torch.randn(count, 3)
+                functional.cross_entropy(model(inputs), torch.randint(4, (count,))).backward()
+            optimizer.step()
+    assert [sample.scalars["alike_rows"] for sample in watch.samples] == [8.0 if same else 0.0] * 4
+
+
 def rows_of(*told):
     rows = Rows()
     for step, one in enumerate(told):
@@ -168,7 +193,7 @@ def test_rows_that_differ_again_end_it():
 def test_where_it_is_never_seen_it_is_not_judged():
     run = Synthetic()
     run.run(20)
-    assert "no batch of two rows" in standing_of(run.judge).unjudged["constant_inputs"]
+    assert "no batch was seen whose rows" in standing_of(run.judge).unjudged["constant_inputs"]
     run.run(1, alike_from(10_000, lambda s, loss: loss))
     assert "constant_inputs" in standing_of(run.judge).judged
 

@@ -60,6 +60,43 @@ def test_a_rate_of_0_is_told_apart_and_what_follows_is_added():
     assert "Since step 30 2 of 6 parameters (0.weight, 0.bias) are at a learning rate of 0" in found.claim
 
 
+def test_a_training_in_which_nothing_moves_is_warned_of_with_its_step():
+    loop = Loop()
+    loop.run(60)
+    for p in loop.model.parameters():
+        p.grad = torch.ones_like(p)
+    found = loop.run(UPDATES + 1, rate_0=[0, 1, 2])
+    assert (found.severity, found.evidence["step"], found.evidence["all"]) == ("warn", 60, True)
+    assert found.claim.startswith("Nothing that an optimizer holds is trained any more, and gradients still come. ")
+    assert "Since step 60 6 of 6 parameters" in found.claim
+    assert "on purpose" not in found.consequence
+    assert loop.run(1, rate_0=[0, 1]).severity == "info"  # one moves again
+
+
+@pytest.mark.parametrize(
+    ("trained", "still", "alarmed"), [(4 * UPDATES - 2, UPDATES + 1, True), (5 * UPDATES, UPDATES + 1, False)]
+)
+def test_the_end_of_a_schedule_is_no_alarm_before_it_is_a_fifth_of_the_training(trained, still, alarmed):
+    loop = Loop()
+    loop.run(trained)
+    for p in loop.model.parameters():
+        p.grad = torch.ones_like(p)
+    assert (loop.run(still, rate_0=[0, 1, 2]).severity == "warn") is alarmed
+    assert loop.run(UPDATES, rate_0=[0, 1, 2]).severity == "warn"  # it becomes one
+    assert loop.looking.found.evidence["step"] == trained
+
+
+@pytest.mark.parametrize("case", ["without gradients", "frozen", "another is trained", "something else moves one"])
+def test_what_is_frozen_whole_without_gradients_or_in_part_is_information(case):
+    loop = Loop()
+    loop.run(10)
+    for p in loop.model.parameters():
+        p.grad = None if case == "without gradients" else torch.ones_like(p)
+    frozen = {"frozen": {"at_rest": [0, 1, 2]}, "another is trained": {"rate_0": [0, 1]}}
+    moved = {"moved": [2]} if case == "something else moves one" else {}
+    assert loop.run(3 * UPDATES, **frozen.get(case, {"rate_0": [0, 1, 2]}), **moved).severity == "info"
+
+
 def test_what_is_thawed_is_over_and_is_not_told_again():
     loop = Loop()
     loop.run(10)
@@ -133,6 +170,21 @@ def test_a_training_that_freezes_a_layer_says_so_and_its_block_is_judged_no_more
     assert (finding.rule, finding.severity, finding.where["first"]) == (RULE, "info", "0")
     assert (finding.evidence["step"], finding.evidence["told_at"]) == (60, 60 + UPDATES)
     assert watch.judge.blocks.trainable.tolist() == [False, True, True]
+
+
+def test_a_run_whose_schedule_ended_long_before_it_is_not_called_healthy():
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / 40))
+    with levada.watch(model, optimizer, every=10, max_overhead=100.0) as watch:
+        for _ in range(120):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+            schedule.step()
+    (finding,) = [f for f in watch.findings if f.rule == RULE]
+    assert (finding.severity, finding.evidence["step"], finding.status) == ("warn", 40, "fired")
+    assert watch.report().verdict == "warn"
 
 
 def test_an_error_ends_this_look_alone(monkeypatch):

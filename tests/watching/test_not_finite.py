@@ -257,8 +257,20 @@ def test_targets_that_were_not_noted_are_not_ruled_out(tmp_path):
     assert finding.claim.endswith("in the loss, or comes with the targets, which were not noted.")
     told = overflow(again(watch))
     assert told.evidence["tensor"] == "loss"
-    assert told.claim.endswith("it arises in the loss itself. Or it comes with the targets, which were not noted.")
+    assert told.claim.endswith("it arises in the loss, or comes with the targets, which were not noted.")
     assert told.remedies[0].name == "run the loss again"
+
+
+def infinite_targets(x, targets):
+    targets[2, 1] = math.inf
+
+
+def test_a_loss_that_was_not_run_again_is_not_said_to_overflow_itself(tmp_path):
+    _, watch, _ = ran(tmp_path, infinite_targets)
+    told = overflow(again(watch))
+    assert told.claim.startswith(f"The loss of step {BAD} was Inf, although every block's output is finite: ")
+    # The NaN that the backward pass makes of the gradient that was kept follows from it, and is no cause.
+    assert told.claim.endswith("it arises in the loss, or comes with the targets, which were not noted.")
 
 
 def test_a_loss_that_needs_targets_where_none_were_noted_says_how_they_are(tmp_path):
@@ -283,7 +295,10 @@ def test_a_loss_that_is_nan_with_finite_gradients_does_not_threaten_the_weights(
     found = again(watch)
     assert found.report.verdict == "error"  # and not healthy, as every block is
     told = overflow(found)
-    assert "The loss is NaN although every block's output is finite" in told.claim
+    assert (
+        f"The loss of step {BAD} was NaN, although every block's output is finite: it arises in the loss, and the"
+        in told.claim
+    )
     assert told.consequence.startswith("The gradients are finite all the same")
     named = again(watch, with_a_term)
     assert (named.origin.kind, named.origin.operation) == ("NaN", "log")

@@ -299,6 +299,45 @@ def test_a_rise_that_is_long_past_or_went_on_says_nothing_of_the_rate():
         assert blamed(OVERFLOW, known, None).evidence[HIGH]["lower"] == pytest.approx(lower), rise
 
 
+def leapt(*, step=438, ratio=1e-3, leap=1e6, after=(), rise=None):
+    """Return what is known of a loss that came up at step 438 in one step, and was sampled at step 370 before."""
+    losses = [*((at, 1.0) for at in range(430, 438)), (438, leap), (439, 1e9 * leap)]
+    row = before(ratio, sampled=370).rows[0]
+    rows = (row, *(Sample(439, 0.0, {**row.values, "weight_rms": torch.tensor(after).double()}) for _ in after[:1]))
+    return Before(rows, Blocks.of(SITES), losses, 0.5, True, {"step": step, "from": 1.0, "to": leap}, rise)
+
+
+LATE = Finding("numerical_overflow", "error", "fired", "NaN.", evidence=OVERFLOW.evidence | {"step": 440})
+
+
+def test_a_loss_that_leaps_long_after_the_last_sample_is_not_blamed_on_the_rate():
+    found = blamed(LATE, leapt(after=(1.0, 900.0, 1.0)), weights_of(1e3))
+    assert HIGH not in found.evidence
+    assert not found.remedies
+    assert "came up 1e+06-fold in one step, and the last sample before is of step 370, where steps were short" in (
+        found.claim
+    )
+    assert found.claim.endswith(
+        "The weights of 1, and of no other block, changed by a factor of 900 between step 370 and step 439."
+    )
+    for spread in ((), (9.0, 900.0, 1.0)):
+        told = blamed(LATE, leapt(after=spread), weights_of(1e3)).claim
+        assert told.endswith("the rate is not known to be why.")
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        pytest.param(leapt(ratio=0.3), id="steps were long"),
+        pytest.param(leapt(leap=99.0), id="it may have overshot"),
+        pytest.param(leapt(rise={"from": 0.25, "to": 0.5, "after": 430, "by": 436}), id="the rate rose"),
+        pytest.param(replace(leapt(), rows=before(sampled=390).rows), id="it was sampled not long before"),
+    ],
+)
+def test_a_leap_that_the_rate_may_explain_is_blamed_on_it(known):
+    assert HIGH in blamed(LATE, known, weights_of(1e3)).evidence
+
+
 ODD = "A batch that stands out can have made it so"
 
 
@@ -368,9 +407,43 @@ def test_a_replay_says_what_a_lower_rate_gives_from_the_state_that_is_kept(tmp_p
     assert all(torch.equal(t, kept[name]) for name, t in model.state_dict().items())
     told = replay(last, mlp(), square).report
     assert [f.rule for f in told.findings] == ["numerical_overflow"]
-    assert any("no rate goes on from there" in note for note in told.notes)
+    named = broken(watch).evidence[HIGH]["lower"]
+    assert any(
+        f"no rate goes on from there. Go back to weights of before, and train at a lower one, as {named:.2g}." in note
+        for note in told.notes
+    )
+    assert not any("unlike the one before" in note for note in told.notes)
     without = replay(first, mlp()).report
     assert not any("learning rate" in note for note in without.notes)
+
+
+@pytest.mark.parametrize(("factor", "off"), [(1e30, True), (50.0, False)])
+def test_a_batch_far_outside_is_named_and_no_rate_where_the_runs_finding_names_none(tmp_path, factor, off):
+    class Root(nn.Module):
+        def forward(self, x):
+            return self.layer(torch.sqrt(40.0 - x.abs().amax(1, keepdim=True)) * x)
+
+    def build():
+        model = Root()
+        model.layer = nn.Linear(8, 1)
+        return model
+
+    torch.manual_seed(0)
+    model = build()
+    optimizer = sgd(1e-3)(model.parameters())
+    with levada.watch(model, optimizer, every=4, max_overhead=100.0, run=tmp_path / "run") as watch:
+        for step in range(20):
+            x = torch.randn(64, 8) * (factor if step == 17 else 1.0)
+            watch.note(targets=x[:, :1])
+            optimizer.zero_grad()
+            square(model(x), x[:, :1]).backward()
+            optimizer.step()
+    assert HIGH not in broken(watch).evidence
+    notes = replay(watch.judge.keeper.folders[0], build(), square).report.notes
+    assert any(note.endswith("no rate goes on from there. Go back to weights of before.") for note in notes)
+    said = [note for note in notes if note.startswith("The batch is unlike the one before: the argument x is ")]
+    assert len(said) == off
+    assert all("times as large as that of step 16 (root mean squares of " in note for note in said)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,23 @@ def test_what_cannot_be_run_again_is_said_in_a_sentence(tmp_path, target, capsys
         replay(whole, model, "hinge")
 
 
+class Mean(nn.Module):
+    def forward(self, outputs, targets):
+        return outputs.mean()
+
+
+def test_a_loss_of_outputs_and_targets_is_refused_by_its_signature_where_none_were_noted(tmp_path, target, capsys):
+    model = load(target, "build")()
+    values = {"args": (torch.randn(4, 6),), "kwargs": {}, "weights": model.state_dict()}
+    folder = write_bundle(tmp_path, Bundle(3, "loss_spike", "why", values=values))
+    assert main(["replay", str(folder), "--model", f"{target}:build", "--loss", f"{target}:loss"]) == 2
+    said = capsys.readouterr().err
+    assert "must be a function of the outputs alone, got loss(outputs, targets). Leave it out: the backward" in said
+    assert "is given the outputs alone" not in said  # it is not
+    with pytest.raises(UsageError, match=r"got Mean\(outputs, targets\)"):
+        replay(folder, model, Mean())
+
+
 def test_a_class_in_the_place_of_a_loss_is_refused(tmp_path, target, capsys):
     model = load(target, "build")()
     values = {

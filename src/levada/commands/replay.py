@@ -23,14 +23,19 @@ __all__ = ["replay"]
 def replay(options: argparse.Namespace) -> int:
     """Run `levada replay`: build the model, give it the bundle's weights, run the step again, show what it measures."""
     require_writable(options)
-    loss = _require(options)
+    loss, lacking = _require(options)
 
     from levada.watching.bundle import read_bundle
     from levada.watching.replay import replay as again
+    from levada.watching.replay import require_alone
 
     bundle = read_bundle(options.bundle, examined=True)  # by what is required
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):
         given = loss_of(loss)
+        if lacking and callable(given):
+            require_alone(given)
+        if lacking:
+            tell(f"levada replay: {lacking}", stderr=True)
         if options.model.endswith(".toml"):
             model, usual, loaded = _trained(Path(options.model), bundle)
         else:
@@ -50,8 +55,11 @@ def replay(options: argparse.Namespace) -> int:
     return FIRED if fails(told["verdict"], options.fail_on) else QUIET
 
 
-def _require(options: argparse.Namespace) -> str | None:
-    """Return the loss that can be computed again; what the bundle lacks for one is said before anything is built."""
+def _require(options: argparse.Namespace) -> tuple[str | None, str]:
+    """Return the loss that can be computed again, and what the bundle lacks for one, "" if nothing.
+
+    What is lacking is said before anything is built.
+    """
     table = read_table(Path(options.bundle))
     if options.model is None:
         built = table.get("facts", {}).get("model") or "model"
@@ -64,16 +72,15 @@ def _require(options: argparse.Namespace) -> str | None:
     require_loss(options.loss)
     loss: str | None = options.loss
     if loss == "output":  # what the model returns is the loss
-        return loss
-    if told := without_targets(table, loss if loss is not None and ":" in loss else ""):
-        if loss in ("cross_entropy", "mse"):
-            raise UsageError(
-                f"--loss {loss} compares outputs with targets, and the bundle of step {table.get('step')} holds none. "
-                "Leave it out, or give FILE.py:FUNCTION, which is then called with the outputs alone; "
-                "watch.note(targets=targets) in the loop keeps them next time."
-            )
-        tell(f"levada replay: {told}", stderr=True)
-    return loss
+        return loss, ""
+    told = without_targets(table, loss if loss is not None and ":" in loss else "")
+    if told and loss in ("cross_entropy", "mse"):
+        raise UsageError(
+            f"--loss {loss} compares outputs with targets, and the bundle of step {table.get('step')} holds none. "
+            "Leave it out, or give FILE.py:FUNCTION, which is then called with the outputs alone; "
+            "watch.note(targets=targets) in the loop keeps them next time."
+        )
+    return loss, told
 
 
 def _trained(path: Path, bundle: Bundle) -> tuple[Any, Any, bool]:

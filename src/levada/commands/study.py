@@ -27,20 +27,19 @@ def study(options: argparse.Namespace) -> int:
     numbers = [] if every else list(dict.fromkeys(map(require_study, options.names)))
     settings = dict(setting(text) for text in options.set)
     _require_folder(Path(options.out))
-    jobs = Path(options.out) / ".jobs"
     chosen = {key: _value(text) for key, text in (setting(one, "--executor-set") for one in options.executor_set)}
 
     from levada.report.summary import print_summary
     from levada.report.terminal import print_claims
     from levada.studies import STUDIES
     from levada.study import execute_all, failures
-    from levada.study.executors import executor
+    from levada.study.executors import JOBS, executor
 
     studies = [STUDIES[number] for number in numbers or STUDIES]
     if options.scale == "full":
         tell(_costs(studies, options.scale), stderr=True)
     title = f"{'all' if every else ' '.join(one.name for one in studies)} {options.scale}"
-    with executor(options.executor, jobs, chosen) as pool, studies_bar(title) as progress:
+    with executor(options.executor, Path(options.out) / JOBS, chosen) as pool, studies_bar(title) as progress:
         executed = execute_all(
             studies,
             scale=options.scale,

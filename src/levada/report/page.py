@@ -67,8 +67,9 @@ def render_report(sources: Iterable[Source]) -> str:
 def _rendered(sections: list[dict[str, Any]]) -> str:
     if not sections:
         raise UsageError("render_report: a page needs at least one report or run, got none.")
+    earlier = _earlier(sections)
     for number, (section, where) in enumerate(zip(sections, tell_apart(sections), strict=True), 1):
-        section |= {"anchor": f"part-{number}", "where": where}
+        section |= {"anchor": f"part-{number}", "where": where, "folded": section["path"] in earlier}
     views = [section["view"] for section in sections]
     pictures = [one["picture"] for view in views for one in view.get("findings") or () if one["picture"]]
     live = any(figure.get("data") for figure in [*pictures, *(one for view in views for one in view["figures"])])
@@ -76,6 +77,17 @@ def _rendered(sections: list[dict[str, Any]]) -> str:
     shared = {**shared, "version": __version__, "title": _title(sections)}
     several = sum(section["kind"] == "study" for section in sections) > 1
     return template.render(sections=sections, summary=summary_view(sections) if several else None, **shared)
+
+
+def _earlier(sections: list[dict[str, Any]]) -> set[str]:
+    """Give the watched runs, by path, that a later one of the same training went on from: the page folds them."""
+    trainings = {Path(section["path"]) for section in sections if section["kind"] == "train"}
+    inside: dict[Path, list[tuple[int, str]]] = {}
+    for section in sections:
+        path = Path(section["path"])
+        if section["kind"] == "watch" and path.name.isdecimal() and path.parent.parent in trainings:
+            inside.setdefault(path.parent, []).append((int(path.name), section["path"]))
+    return {path for held in inside.values() for _, path in sorted(held)[:-1]}
 
 
 def write_page(sources: Iterable[Source], path: str | Path) -> tuple[dict[str, list[str]], dict[str, str]]:

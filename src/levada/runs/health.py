@@ -107,7 +107,8 @@ class Health:
         harmless: those of `torn` by which nothing is missing.
         lost: what is missing of the log.
         gone: what the run says that it kept, and no longer has.
-        open_end: of a watched run or a training that did not say its end, what was recorded last; "" of others.
+        open_end: of a watched run or a training whose end is not read, what was recorded last, and whether the end is
+            said behind a damage; "" of others.
     """
 
     path: Path
@@ -183,11 +184,11 @@ def doctor(path: str | Path) -> Health:
             raise
         reason = _damage_of_manifest(folder, str(error))
     types, good, damage = examine(folder)
-    behind = 0
+    hidden: list[Mapping[str, Any]] = []
     if damage is not None and damage.num_bytes:
         with (folder / LOG).open("rb") as file:
             file.seek(damage.offset)
-            behind = len(survivors(file.read()))
+            hidden = [found.event for found in survivors(file.read())]
     aside = (*sorted(folder.glob("events.torn-*")), *sorted(folder.glob(f"{MANIFEST}.torn-*")))
     torn = {file.name: file.stat().st_size for file in aside}
     ranks = tuple(_examine(rank_folders(folder)))
@@ -203,7 +204,7 @@ def doctor(path: str | Path) -> Health:
         num_bytes=good,
         types=dict(types),
         damage=damage,
-        frames_behind=behind,
+        frames_behind=len(hidden),
         torn=torn,
         signals=ranks,
         bundles=bundles,
@@ -214,7 +215,7 @@ def doctor(path: str | Path) -> Health:
         harmless=frozenset(_harmless(events, manifest, torn)),
         lost=tuple(lost_of_log(events, damage)),
         gone=tuple(absent(folder, events)),
-        open_end=_open_end(folder, kind, events),
+        open_end=_open_end(folder, kind, events, hidden),
     )
 
 
@@ -225,19 +226,30 @@ def _events(folder: Path) -> list[dict[str, Any]]:
         return [found.event for found in scan(file) if not isinstance(found, Damage)]
 
 
-def _open_end(folder: Path, kind: str, events: Sequence[Mapping[str, Any]]) -> str:
-    """Say of a watched run or a training that did not say its end what was recorded last, and whether it goes on."""
-    if kind == "train" and not training_ended(events, _wanted(folder)):
-        recorded = last_trained(events)
-    elif kind == "watch" and not ended(events):
+def _open_end(folder: Path, kind: str, read: Sequence[Mapping[str, Any]], hidden: Sequence[Mapping[str, Any]]) -> str:
+    """Say of a watched run or a training that did not say its end what was recorded last, and whether it goes on.
+
+    Args:
+        folder: of the run.
+        kind: of the run.
+        read: the events up to the first damage.
+        hidden: those behind it, which are good and which readers do not reach.
+    """
+    events = [*read, *hidden]
+    if kind == "train" and not training_ended(read, wanted := _wanted(folder)):
+        recorded, over = last_trained(events), training_ended(events, wanted)
+    elif kind == "watch" and not ended(read):
         sampled: list[tuple[int, float]] = []
         for _, signals in sorted(rank_folders(folder).items())[:1]:
             with suppress(MissingExtraError):
                 found = Signals(signals)
                 sampled += zip(found.steps[-1:], found.times[-1:], strict=True)
-        recorded = last_recorded(events, sampled[0] if sampled else None)
+        recorded, over = last_recorded(events, sampled[0] if sampled else None), ended(events)
     else:
         return ""
+    if hidden and not is_held(folder):
+        state = "ended" if over else "not ended"
+        return f"{state}: {recorded}, as the good frames behind the damage say; --reseal makes them readable"
     return f"{'being written now' if is_held(folder) else 'not ended'}: {recorded}"
 
 

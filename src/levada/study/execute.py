@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from levada._errors import UsageError
 from levada.runs import Run, RunWriter
 from levada.study.execution import Execution
+from levada.study.executors import JOBS
+from levada.study.executors import executor as named
 from levada.study.standing import Clock, Standing
 from levada.study.study import Study
 from levada.study.sweep import Task, sweep_tasks
@@ -38,7 +40,7 @@ def execute(
     scale: str = "small",
     out: str | Path = "runs",
     seeds: int | None = None,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Run:
@@ -56,7 +58,8 @@ def execute(
         scale: "smoke" (seconds, decides nothing), "small" (minutes on two cores) or "full".
         out: folder of run folders.
         seeds: number of seeds, 0, 1, ...; the scale's if left out.
-        executor: runs the cells; left out, one process per core with one thread each. Threads share PyTorch's
+        executor: runs the cells; left out or "local", one process per core with one thread each; "slurm" or "ray", or
+            any `concurrent.futures.Executor`, as those of `levada.study.executors`. Threads share PyTorch's
             generator, so that in them results are those of other executors only where a cell draws from its own.
         settings: settings to change, by name.
         progress: called with the number of results that are there and the number wanted.
@@ -66,7 +69,7 @@ def execute(
 
     Raises:
         UsageError: if the scale or a setting is not known, if the folder holds results at other settings, if
-            another process writes it, or if the executor is none.
+            another process writes it, or if the executor is none, or a name of none.
     """
     done = None if progress is None else lambda standing: progress(standing.results_done, standing.results)
     (told,) = execute_all(
@@ -83,7 +86,7 @@ def execute_all(
     scale: str = "small",
     out: str | Path = "runs",
     seeds: int | None = None,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Standing], None] | None = None,
 ) -> list[Executed]:
@@ -97,7 +100,7 @@ def execute_all(
         scale: "smoke", "small" or "full".
         out: folder of run folders.
         seeds: number of seeds; the scale's if left out.
-        executor: runs the cells; left out, one process per core with one thread each.
+        executor: runs the cells, as for `execute`.
         settings: settings to change, by name; every study must have them.
         progress: called with how far all of them are.
 
@@ -107,10 +110,15 @@ def execute_all(
     Raises:
         UsageError: as `execute`, before anything is computed.
     """
+    if isinstance(executor, str):
+        with named(executor, Path(out) / JOBS) as pool:
+            return execute_all(
+                studies, scale=scale, out=out, seeds=seeds, executor=pool, settings=settings, progress=progress
+            )
     if executor is not None and not callable(getattr(executor, "submit", None)):
         raise UsageError(
-            f"execute: executor must be a concurrent.futures.Executor, got {executor!r}. levada.study.executors has "
-            "those of clusters; left out, one process per core."
+            "execute: executor must be a concurrent.futures.Executor, or 'local', 'slurm' or 'ray', got "
+            f"{executor!r}. levada.study.executors has those of clusters; left out, one process per core."
         )
     changes = {**(settings or {}), **({} if seeds is None else {"seeds": seeds})}
     executions = [Execution(study, scale, out, changes) for study in studies]

@@ -19,7 +19,7 @@ from levada.study.sweep import ATTEMPTS, num_cores
 
 _PATIENCE = 600.0  # seconds for which a dead job's resubmission may be refused
 
-__all__ = ["EXECUTORS", "RayExecutor", "SubmititExecutor", "executor"]
+__all__ = ["EXECUTORS", "JOBS", "RayExecutor", "SubmititExecutor", "executor"]
 
 
 class _RemoteError(Exception):
@@ -260,6 +260,8 @@ class RayExecutor(Executor):
             self._own = False
 
 
+JOBS = ".jobs"
+"""The folder, beside the runs, where an executor that is named keeps its files."""
 EXECUTORS: Mapping[str, Callable[..., Executor]] = {"slurm": SubmititExecutor, "ray": RayExecutor}
 
 
@@ -282,7 +284,7 @@ def executor(name: str, folder: str | Path, settings: Mapping[str, Any] | None =
         yield None
         return
     if name not in EXECUTORS:
-        raise UsageError(f"an executor is local, slurm or ray, got {name!r}.")
+        raise UsageError(f"an executor is local, slurm or ray, got {name!r}. Name one of them, or give an executor.")
     made = SubmititExecutor(folder, **given) if name == "slurm" else RayExecutor(**given)
     try:
         yield made

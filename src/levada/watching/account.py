@@ -53,6 +53,8 @@ def report(
     if ended:
         told = (f"{finding.rule} at step {finding.evidence['cleared_at']}" for finding in ended)
         notes.append(f"Ended: {', '.join(told)}.")
+    if still := judge.idle.told(model):
+        notes.append(still)
     if judge.keeper is not None and judge.keeper.folders:
         finding = "" if standing.alarmed else " A step that is kept is no finding."
         notes.append(f"Kept, to be run again: {', '.join(str(folder) for folder in judge.keeper.folders)}.{finding}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, final
 
 import torch
@@ -74,16 +74,21 @@ class Alike:
         except Exception:  # what a model is given is the user's: it is not known, and all else goes on
             self._passes.append(None)
 
-    def of(self, targets: int | None) -> Tensor | None:
+    def of(self, targets: int | Sequence[int] | None) -> Tensor | None:
         """Return how many rows the batches have, if those of each pass are the same one; 0 if they differ.
 
         Args:
-            targets: the number of a pass's targets; None if it is not known.
+            targets: the number of a pass's targets, or that of each pass; None if it is not known.
 
         Returns:
             A number on the device of the inputs, NaN if it is not known; None if that is known already.
         """
-        told = [None if seen is None else _told(seen, targets) for seen in self._passes]
+        if isinstance(targets, int) or targets is None:
+            each: list[int | None] = [targets] * len(self._passes)
+        else:  # some passes may have had a loss whose targets are not known
+            whole = len(targets) == len(self._passes)
+            each = [*targets] if whole else [targets[-1] if targets else None] * len(self._passes)
+        told = [None if seen is None else _told(seen, n) for seen, n in zip(self._passes, each, strict=True)]
         if not told or any(one is None for one in told):
             return None
         found = [one for one in told if one is not None]

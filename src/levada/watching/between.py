@@ -12,6 +12,7 @@ from torch import nn
 from levada.watching.frozen import RULE as FROZEN
 from levada.watching.frozen import Frozen
 from levada.watching.glances import Glances
+from levada.watching.idle import Idle
 from levada.watching.ledger import Ledger
 from levada.watching.resting import Resting
 from levada.watching.silence import BY_CHANCE, Silence
@@ -34,6 +35,7 @@ class Between:
 
     Attributes:
         ended: rule -> why it is judged no more.
+        idle: what stands still from the start.
     """
 
     def __init__(self, ledger: Ledger, every: int) -> None:
@@ -41,6 +43,7 @@ class Between:
         self._ledger = ledger
         self._unoptimised: Unoptimised | None = Unoptimised()
         self._frozen: Frozen | None = Frozen()
+        self.idle = Idle()
         self._glances: Glances | None = Glances(every, ledger.confirm)
         self._resting = Resting()
         self._optimizers: Sequence[Any] = ()
@@ -102,6 +105,7 @@ class Between:
             self._look(RULE, self._unoptimised, step, model, self._stepping(step, optimizers, weights), sites, starved)
         if self._frozen is not None:
             self._look(FROZEN, self._frozen, step, model, optimizers, sites)
+        self.idle.before_update(model)
         if glances is not None:
             self._try(_LOOKS, glances.before_update, step, model, blocks, silence)
 

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
@@ -23,6 +24,8 @@ from torch import Tensor
 from levada._errors import UsageError
 from levada._numbers import json_ready, restore_numbers
 from levada.runs.bundles import BUNDLES, CHECKSUM, checksum_of, look_at, no_bundle
+from levada.runs.frames import Damage, scan
+from levada.runs.manifest import LOG
 
 __all__ = ["BUNDLES", "Bundle", "encode", "read_bundle", "write_bundle"]
 
@@ -48,7 +51,8 @@ class Bundle:
         training: whether each module is in training mode, where it differs from its parent; "" is the model.
         checkpoint: path of the checkpoint that the user named last; None without.
         finding: the finding that it was kept for, as plain values; empty if it came later.
-        facts: class of the model, versions, rank, whether autocast was on.
+        facts: class of the model, versions, rank, whether autocast was on; "inputs_before", the "step" before and the
+            root mean squares of its inputs by name; "lower_rate" where it is read beside a run that named one since.
     """
 
     step: int
@@ -217,10 +221,27 @@ def read_bundle(path: str | Path, *, examined: bool = False) -> Bundle:
             training=table["training"],
             checkpoint=table["checkpoint"],
             finding=table["finding"],
-            facts=table["facts"],
+            facts={**table["facts"], **_rate_told(folder, str(table["rule"]), int(table["step"]))},
         )
     except Exception as error:
         raise UsageError(f"replay: the bundle {str(folder)!r} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _rate_told(folder: Path, rule: str, step: int) -> dict[str, float]:
+    """Return the "lower_rate" that the run named for this step after its bundle was kept; nothing if it named none."""
+    found: dict[str, float] = {}
+    if rule != "numerical_overflow" or folder.parent.name != BUNDLES:
+        return found
+    with suppress(OSError), (folder.parent.parent / LOG).open("rb") as file:
+        for one in scan(file):
+            told = {} if isinstance(one, Damage) else one.event.get("finding") or one.event
+            evidence = told.get("evidence") if isinstance(told, Mapping) and told.get("rule") == rule else None
+            if not isinstance(evidence, Mapping) or evidence.get("step") != step:
+                continue
+            blame = evidence.get("learning_rate_too_high")
+            if isinstance(blame, Mapping) and isinstance(blame.get("lower"), float):
+                found["lower_rate"] = blame["lower"]
+    return found
 
 
 def _checksum(path: Path) -> str:

@@ -46,10 +46,12 @@ class ConstantLoss:
 
     Attributes:
         targets: how many the last pass had, along the first dimension; None as long as it is not known.
+        each: the same of each of the step's passes.
     """
 
     def __init__(self) -> None:
         self.targets: int | None = None
+        self.each: list[int] = []
         self._on = False
         self._seen: list[tuple[Any, Tensor, Tensor, int]] | None = []  # of the backward pass that begins
         self._own: list[Tensor] = []  # the loss in its own unit, of each of the step's passes
@@ -69,7 +71,7 @@ class ConstantLoss:
 
     def restart(self) -> None:
         """Forget the step's passes so far."""
-        self._seen, self._own, self._blind = [], [], False
+        self._seen, self._own, self._blind, self.each = [], [], False, []
 
     def see(self, roots: Sequence[Tensor]) -> None:
         """Look at the scalars at which a backward pass is about to begin, while its graph is there.
@@ -98,6 +100,7 @@ class ConstantLoss:
             self._form, self._sums = form, None
         self._sums = sums if self._sums is None else self._sums + sums
         self._own.append(own)
+        self.each.append(self.targets)
 
     def of(self, loss: Tensor) -> Tensor | None:
         """Return it in the unit of the step's loss, as a number on its device; None if it is not known.

@@ -367,7 +367,7 @@ class Engine:
         numbers += [] if packed is None else [packed.values]
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else None
-        alike = self.passes.alike.of(self.losses.constant.targets)
+        alike = self.passes.alike.of(self.losses.constant.each or self.losses.constant.targets)
         named = self.losses.known(losses[-1] if losses and steps[-1] == reading.step else None, lr=lr, alike_rows=alike)
         inside = self.coefficients.pack(reading.counted, self._device)
         sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged}, inside, self._structure.where)

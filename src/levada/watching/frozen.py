@@ -23,6 +23,8 @@ __all__ = ["RULE", "Frozen"]
 RULE: Final = "frozen_parameters"
 UPDATES: Final = 64  # that pass a parameter over before it is told
 _ASKS: Final = attrgetter("requires_grad")
+# Share of all updates after which a training in which nothing moves is no end of a schedule, which is at 0 for a few.
+ENTIRE: Final = 0.2
 _EACH: Final = 64  # parameters of which the flags are read in each update; of more they are in some updates
 
 
@@ -47,6 +49,9 @@ class Frozen:
     after the other, and what rests for fewer updates, as the two models of a GAN, is not; nor is what was thawed after
     it was told once. To freeze parameters is mostly meant, so this only gives facts.
 
+    It is a warning where none of all that the optimizers hold is trained any more, over a fifth of all updates and 64
+    at least, and gradients still come for what is at a rate of 0: as of a schedule that ended long before the training.
+
     Attributes:
         found: what holds now.
 
@@ -70,6 +75,7 @@ class Frozen:
         self._trained: dict[int, weakref.ref[nn.Parameter]] = {}
         self._stopped: dict[int, _Stopped] = {}
         self._told: list[int] = []
+        self._entire = False  # whether it was told of all that the optimizers hold
         self._over: set[int] = set()  # told once, or moved by something else
 
     def before_update(
@@ -110,11 +116,26 @@ class Frozen:
                 del self._stopped[key]  # something else moves it
                 self._over.add(key)
         now = [key for key in due if key in self._stopped]
-        if now == self._told:
+        entire = bool(now) and (self._entire or self._gradients(now)) if self._all(now) else False
+        if now == self._told and entire == self._entire:
             return False
-        self._told = now
-        self.found = _finding([self._stopped[key] for key in now], model, sites) if now else None
+        self._told, self._entire = now, entire
+        stopped = [self._stopped[key] for key in now]
+        self.found = _finding(stopped, model, sites, entire=entire) if now else None
         return True
+
+    def _all(self, now: Sequence[int]) -> bool:
+        """Whether nothing else that the optimizers hold is trained, for longer than a schedule ends."""
+        moves = self._over or any(trained for _, trained in self._flags)
+        if not now or moves or len(now) < len(self._stopped):
+            return False
+        since = max(self._stopped[key].update for key in now)
+        return self._updates - since >= max(UPDATES, ENTIRE * self._updates)
+
+    def _gradients(self, now: Sequence[int]) -> bool:
+        """Whether gradients come for some of those that are at a rate of 0: the loop goes on as if they learned."""
+        held = (one.held() for one in map(self._stopped.__getitem__, now) if one.still)
+        return any(p is not None and p.grad is not None and bool(some_of(p.grad).any()) for p in held)
 
     def _change(self, step: int, groups: Sequence[tuple[Any, bool]]) -> None:
         """Take who is trained now, and who is not any more."""
@@ -136,7 +157,7 @@ class Frozen:
         self._over &= self._trained.keys()  # another parameter may come to have the id of one that is gone
 
 
-def _finding(stopped: Sequence[_Stopped], model: nn.Module, sites: Sequence[Site]) -> Finding | None:
+def _finding(stopped: Sequence[_Stopped], model: nn.Module, sites: Sequence[Site], *, entire: bool) -> Finding | None:
     """Return what is told of parameters that are no more trained; None if none of them is the model's."""
     named = {id(p): plain_name(name) for name, p in original(model).named_parameters()}
     of = [(named[id(p)], one) for one in stopped if id(p := one.held()) in named]
@@ -147,22 +168,28 @@ def _finding(stopped: Sequence[_Stopped], model: nn.Module, sites: Sequence[Site
     parts = [
         _part([(name, one) for name, one in of if one.still is still], len(named), still) for still in (False, True)
     ]
+    claim = " ".join(part for part in parts if part)
+    kept = "These parameters keep what they have, which is as it should be if they were frozen on purpose."
+    if entire:
+        claim = f"Nothing that an optimizer holds is trained any more, and gradients still come. {claim}"
+        kept = "The model stays what it was then: a schedule may have fewer steps than the training."
     return Finding(
         rule=RULE,
-        severity="info",
+        severity="warn" if entire else "info",
         status="fired",
-        claim=" ".join(part for part in parts if part),
+        claim=claim,
         where={"first": blocks[0].name, "last": blocks[-1].name} if blocks else {},
         evidence={
             "step": min(one.step for _, one in of),
             "parameters": names[:20],
             "number": len(names),
             "at_rate_0": sum(one.still for _, one in of),
+            "all": entire,
             "reference": "the optimizers' groups before, and what they asked for",
             "explained_by": "place",
             "tests": {"updates_since": UPDATES},
         },
-        consequence="These parameters keep what they have, which is as it should be if they were frozen on purpose.",
+        consequence=kept,
         falsify="Compare them with what they are some steps later: one that has changed shows this wrong.",
         source="torch.optim.Optimizer: a parameter without a gradient, or at a rate of 0, is left as it is",
     )

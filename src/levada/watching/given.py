@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, final
@@ -24,6 +25,7 @@ __all__ = [
     "listed",
     "named",
     "positional",
+    "sizes",
     "unfit_inputs",
     "unfit_targets",
 ]
@@ -160,6 +162,27 @@ def unfit_inputs(given: Given, model: nn.Module | None) -> list[Unfit]:
         for name, tensor in _tensors(value, names[key] if isinstance(key, int) and key < len(names) else f"{key}")
         if (found := _counted(f"the argument {name}", tensor)) is not None
     ]
+
+
+def sizes(given: Given, model: nn.Module | None) -> dict[str, float]:
+    """Return the root mean square of each tensor of real numbers, by what it is called; NaN and Inf are left out.
+
+    Args:
+        given: what the model was called with.
+        model: it, as for `unfit_inputs`.
+
+    Example:
+        >>> sizes({0: torch.tensor([3.0, -3.0]), 1: torch.arange(4)}, nn.Linear(2, 1))
+        {'input': 3.0}
+    """
+    names = [] if model is None else positional(model)
+    found = {
+        name: float(plain(tensor.detach()).double().square().mean().sqrt())
+        for key, value in given.items()
+        for name, tensor in _tensors(value, names[key] if isinstance(key, int) and key < len(names) else f"{key}")
+        if tensor.is_floating_point() and not tensor.is_meta and tensor.numel()
+    }
+    return {name: size for name, size in found.items() if math.isfinite(size)}
 
 
 def unfit_targets(targets: Any) -> list[Unfit]:

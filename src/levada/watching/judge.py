@@ -90,7 +90,7 @@ class Judge:
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
         self._ledger = Ledger(confirm, self._keep)
         self._between = Between(self._ledger, every)
-        self.ended = self._between.ended  # rules that are judged no more, and why
+        self.ended, self.idle = self._between.ended, self._between.idle  # rules judged no more, and why; what rests
         self.history = self._ledger.history
         self.blocks: Blocks | None = None
         self.samples = 0

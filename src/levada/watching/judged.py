@@ -207,7 +207,8 @@ def _absent(judge: Judge) -> Iterator[Reason]:
     if "weight_gradient_rms" not in seen:
         yield "frozen_layers", "no gradient of a weight was measured", waits, None
     if not judge.habits.rows.known:
-        yield "constant_inputs", "no batch of two rows or more was seen that the model alone is given", waits, None
+        why = "no batch was seen whose rows, two or more along its first dimension, can be told to be its inputs"
+        yield "constant_inputs", why, waits, None
     many = judge.blocks is not None and judge.blocks.optimizers > MOST
     if why := no_loss or (f"gradients are compared from step to step of {MOST} optimizers at most" if many else ""):
         yield "accumulated_gradients", why, waits and not many, None

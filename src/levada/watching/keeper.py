@@ -21,6 +21,7 @@ from levada.runs.manifest import versions_here
 from levada.watching.baseline import LossBaseline
 from levada.watching.broken import broken_parameters
 from levada.watching.bundle import BUNDLES, Bundle, write_bundle
+from levada.watching.given import sizes
 from levada.watching.nonfinite import RULE, SKIPPED
 from levada.watching.places import original, plain_name
 from levada.watching.spike import STEEP, jumps
@@ -220,6 +221,7 @@ class Keeper:
             finding=json_ready(asdict(finding)) if finding is not None else {},
             facts=_facts(model, last, self._rank)
             | {"pass": getattr(last, "number", 1), "loss_of": of}
+            | _sizes_before(getattr(last, "earlier", None), step, model)
             | {"optimizers": [type(each).__name__ for each in getattr(self._source, "optimizers", ())]}
             | {"optimizer_parameters": _held(model, getattr(self._source, "optimizers", ()))},
         )
@@ -302,6 +304,18 @@ def _facts(model: Any, last: Any, rank: int) -> dict[str, Any]:
         "autocast": dict(getattr(last, "autocast", {})),
         "versions": {**versions_here(), "torch": str(torch.__version__)},
     }
+
+
+def _sizes_before(earlier: Any, step: int, model: nn.Module | None) -> dict[str, Any]:
+    """Return how large the inputs of the step before were, to compare those of a bundle with."""
+    args, kwargs = getattr(earlier, "args", None), getattr(earlier, "kwargs", None)
+    if args is None or earlier.step >= step:
+        return {}
+    try:
+        found = sizes({**dict(enumerate(args)), **(kwargs or {})}, model)
+    except (RuntimeError, TypeError, NotImplementedError):  # of a kind of tensor that has none
+        return {}
+    return {"inputs_before": {"step": earlier.step, "rms": found}} if found else {}
 
 
 def _held(model: nn.Module | None, optimizers: Sequence[Any]) -> list[list[list[str]]]:

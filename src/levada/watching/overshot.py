@@ -25,6 +25,9 @@ __all__ = ["Before", "blamed", "lower_rate", "rate_proposal"]
 LARGE, WHOLE = 0.1, 1.0
 # Steps beside the weights, as rates in use make them.
 USUAL: Final = 1e-3
+# Steps that overshoot raise a loss further with each; one that comes up so many times at once, long after the last
+# sample, may owe it to anything.
+LEAP, LATELY = 100.0, 64
 # The loss has risen at so many steps in a row, so many times: as where each step overshoots further than the last.
 CLIMB, STEEP = 4, 8.0
 # Updates after a step as large as the weights at which a NaN comes of it, if the loss was not seen to rise.
@@ -78,7 +81,9 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
 
     The steps are blamed if one moved the weights of the median block by a tenth of themselves or more and the loss had
     risen, or by all of themselves just before; if the weights grew so fast while the loss rose; or if the loss rose at
-    four steps in a row or more, eightfold. Data, or one block's weights, that are not finite have another cause.
+    four steps in a row or more, eightfold. Data, or one block's weights, that are not finite have another cause. They
+    are not blamed either where the loss came up a hundredfold in one step, at a rate that had not risen, and the last
+    sample is 64 steps older or more and shows short steps: what happened between is not known, which is said.
 
     Args:
         finding: of `Nonfinite`.
@@ -120,6 +125,8 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     lower = lower_rate(before.rate, usual)
     onset = (before.jump or climb or {}).get("step", step)
     raised = before.rise if made_it_rise(before.rise, before.rate, onset) else None
+    if raised is None and (unknown := _unseen(before, sound, moved)):
+        return replace(finding, claim=f"{finding.claim} {unknown}")
     if raised is not None and not usual >= LARGE:  # else the rate before the rise, as in a warm-up, is no better
         lower = raised["from"]
     # A loss that came up in one step, at steps that were short before it, may be that of one batch.
@@ -127,6 +134,40 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     also = " A batch that stands out can have made it so: a replay of the step's bundle shows it." if odd else ""
     claim = f"Steps that were too long came before it, at a learning rate of {before.rate:.3g}: {'; '.join(words)}."
     return _with_blame(finding, {**shown, "lower": lower, "claim": f"{claim}{also}"})
+
+
+def _unseen(before: Before, sound: Sample | None, moved: Sequence[tuple[int, float]]) -> str:
+    """Say that what made the loss leap was not seen, and which block's weights changed; "" where more is known."""
+    jump = before.jump or {}
+    onset, usual = jump.get("step"), abs(float(jump.get("from", math.nan)))
+    if onset is None or sound is None or onset - sound.step < LATELY:
+        return ""
+    leap = next((loss for at, loss in before.losses if at == onset), math.nan) / usual if usual > 0 else math.nan
+    sizes = [size for at, size in moved if at < onset]
+    if not (leap >= LEAP and sizes and max(sizes) < LARGE):
+        return ""
+    return (
+        f"The loss came up {leap:.3g}-fold in one step, and the last sample before is of step {sound.step}, where "
+        f"steps were short ({sizes[-1]:.2g} of the median block's weights): what happened between was not seen, and "
+        f"the rate is not known to be why.{_alone(before, sound, onset)}"
+    )
+
+
+def _alone(before: Before, sound: Sample, onset: int) -> str:
+    """Say which block's weights alone were others on the next sample; "" if none's, or more than one's."""
+    after = next((row for row in before.rows if row.step >= onset), None)
+    if after is None or before.blocks is None:
+        return ""
+    count = len(before.blocks.sites)
+    times = values_of(after, "weight_rms", count) / values_of(sound, "weight_rms", count)
+    changed = ((times > 2) | (times < 0.5)).nonzero().flatten().tolist()
+    if len(changed) != 1:
+        return ""
+    name = before.blocks.sites[changed[0]].name
+    return (
+        f" The weights of {name}, and of no other block, changed by a factor of {float(times[changed[0]]):.3g} between "
+        f"step {sound.step} and step {after.step}."
+    )
 
 
 def _with_blame(finding: Finding, shown: Mapping[str, Any]) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,10 +28,10 @@ from levada.runs.bundles import require_runnable
 from levada.watching.broken import broken_parameters
 from levada.watching.bundle import Bundle, read_bundle
 from levada.watching.given import Unfit, listed
-from levada.watching.replayed import found_again, unfit_data
+from levada.watching.replayed import far_off, found_again, unfit_data
 from levada.watching.retried import retried, unjudged
 
-__all__ = ["Replay", "replay"]
+__all__ = ["Replay", "replay", "require_alone"]
 
 _SIGNALS: Final = (
     "signal_rms",
@@ -195,6 +196,7 @@ class _Run:
         targets = self._given["targets"]
         if targets is None and callable(self.loss):
             function: Callable[[Any], Tensor] = self.loss  # type: ignore[assignment]
+            require_alone(function)
             try:
                 return function(outputs)
             except TypeError as error:
@@ -205,6 +207,30 @@ class _Run:
         batch = Batch(args, kwargs, targets)
         resolved = resolve_loss(self.loss, outputs, batch)
         return None if resolved is None else resolved(outputs, batch)
+
+
+def require_alone(loss: Callable[..., Any]) -> None:
+    """Raise unless a loss takes the outputs alone, as it must where no targets were noted.
+
+    Args:
+        loss: the function; one that Python cannot read is not judged.
+
+    Raises:
+        UsageError: if it takes more.
+    """
+    try:
+        taken = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):
+        return
+    try:
+        taken.bind(None)
+    except TypeError:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise UsageError(
+            "replay: the bundle holds no targets, so that the loss must be a function of the outputs alone, got "
+            f"{name}{taken}. Leave it out: the backward pass then begins at the gradient that was kept, if one was. "
+            "Watch.note(targets=targets) keeps them with the next bundle."
+        ) from None
 
 
 def _require_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -247,6 +273,8 @@ def _notes(kept: Bundle, loss: float, run: _Run, broken: Mapping[str, str], data
         yield f"{len(broken)} parameters held NaN or Inf before the step, {next(iter(broken))} first."
     if data:
         yield f"Of what the step was given, {listed(data)}."
+    elif off := far_off(kept, run.model):
+        yield off
     if run.loss is not None and not math.isnan(kept.loss):
         number = int(kept.facts.get("pass", 1))
         part = f" Here it is that of pass {number} of the step alone, and was that of the whole step." * (number > 1)

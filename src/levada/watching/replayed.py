@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from levada._numbers import written
 from levada.diagnose.diagnostics import diagnose
@@ -16,10 +16,10 @@ from levada.diagnose.finding import Finding, Proposal
 from levada.probe.origin import Origin
 from levada.probe.trace import Trace
 from levada.watching.bundle import Bundle
-from levada.watching.given import LOOK, Unfit, listed, unfit_inputs, unfit_targets
+from levada.watching.given import LOOK, Unfit, listed, sizes, unfit_inputs, unfit_targets
 from levada.watching.nonfinite import RULE
 
-__all__ = ["found_again", "unfit_data"]
+__all__ = ["far_off", "found_again", "unfit_data"]
 
 # What a pass alone tells; the other rules of `check` need an optimizer's step, or tests that train.
 _RULES: Final = (
@@ -31,6 +31,8 @@ _RULES: Final = (
     "vanishing_gradient",
     "exploding_gradient",
 )
+# Batches of one training are alike; one that is as many times as large as the one before is no chance.
+_FAR: Final = 100.0
 _LOSS: Final = Proposal(
     "run the loss again",
     "watch.note(targets=targets)  # in the loop, before the step\n"
@@ -47,6 +49,26 @@ def unfit_data(kept: Bundle, model: nn.Module) -> list[Unfit]:
     """
     given = {**dict(enumerate(kept.values["args"])), **(kept.values.get("kwargs") or {})}
     return [*unfit_inputs(given, model), *unfit_targets(kept.values.get("targets"))]
+
+
+def far_off(kept: Bundle, model: nn.Module) -> str:
+    """Say which input of a step is a hundred times or more as large as that of the step before; "" if none is.
+
+    Args:
+        kept: the step.
+        model: it was given to it.
+    """
+    before = kept.facts.get("inputs_before") or {}
+    given = {**dict(enumerate(kept.values["args"])), **(kept.values.get("kwargs") or {})}
+    then, now = before.get("rms", {}), sizes(given, model)
+    times = {name: now[name] / size for name, size in then.items() if size > 0 and name in now}
+    name = max(times, key=lambda one: times[one], default="")
+    if not name or times[name] < _FAR:
+        return ""
+    return (
+        f"The batch is unlike the one before: the argument {name} is {times[name]:.2g} times as large as that of step "
+        f"{before['step']} (root mean squares of {now[name]:.3g} and {then[name]:.3g})."
+    )
 
 
 def found_again(
@@ -82,7 +104,8 @@ def found_again(
     value = was if loss is None and not (several and clean) else loss
     facts = Facts(nonfinite_parameters=tuple(broken), loss_value=value, behind=behind)
     seen = Trace(trace.sites, trace.steps, trace.values, {**trace.context, "facts": facts})
-    found = tuple(_told(f, kept, loss, origin) for f in diagnose(seen) if f.status == "fired" and f.rule in _RULES)
+    fired = (f for f in diagnose(seen) if f.status == "fired" and f.rule in _RULES)
+    found = tuple(_told(f, kept, loss, origin, data) for f in fired)
     if was is not None and not any(f.rule == RULE for f in found):
         return (_vanished(kept, was, loss, several=several), *found)
     return found
@@ -118,17 +141,28 @@ def _data(kept: Bundle, broken: Mapping[str, str], data: list[Unfit]) -> Finding
     )
 
 
-def _told(finding: Finding, kept: Bundle, loss: float | None, origin: Origin | None) -> Finding:
+def _told(finding: Finding, kept: Bundle, loss: float | None, origin: Origin | None, data: list[Unfit]) -> Finding:
     """Say of what is not finite which operation makes it, in the place of how to find out."""
     if finding.rule != RULE:
         return finding
-    if origin is not None:
-        return replace(finding, claim=f"{finding.claim} {origin}", remedies=())
-    if finding.evidence.get("tensor") != "loss" or loss is not None:
-        return replace(finding, remedies=())
+    if finding.evidence.get("tensor") == "loss" and loss is None:
+        return replace(finding, claim=_not_run(kept, origin, data), remedies=(_LOSS,))
+    return replace(finding, claim=f"{finding.claim} {origin}" if origin is not None else finding.claim, remedies=())
+
+
+def _not_run(kept: Bundle, origin: Origin | None, data: list[Unfit]) -> str:
+    """Say where a loss that was not run again has its NaN or Inf from: it may be from the targets that it was given."""
+    targets = [one for one in data if one.name.endswith("targets")]
     noted = "targets" in kept.values
-    targets = "The noted targets are finite." if noted else "Or it comes with the targets, which were not noted."
-    return replace(finding, claim=f"{finding.claim} {targets}", remedies=(_LOSS,))
+    also = "" if noted and not targets else f": {listed(targets)}" if noted else ", which were not noted"
+    claim = (
+        f"The loss of step {kept.step} was {written(kept.loss)}, although every block's output is finite: it arises in "
+        f"the loss{f', or comes with the targets{also}' if also else ', and the noted targets are finite'}."
+    )
+    gradient = kept.values.get("output_gradient")
+    # What runs behind a gradient that is not finite already only follows from it.
+    fed = isinstance(gradient, Tensor) and not bool(gradient.isfinite().all())
+    return claim if origin is None or (origin.backward and fed) else f"{claim} {origin}"
 
 
 def _vanished(kept: Bundle, was: float, loss: float | None, *, several: bool) -> Finding:

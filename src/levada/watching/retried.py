@@ -142,7 +142,7 @@ def _tried(kept: Bundle, model: nn.Module, once: Callable[[], float], prepared: 
     if not math.isfinite(full[0]):
         return Retried(
             f"No other learning rate was tried: with the weights that are kept the loss is {written(full[0])} already, "
-            f"and no rate goes on from there. Go back to weights of before, and train at {_named(kept)}."
+            f"and no rate goes on from there. Go back to weights of before{_named(kept)}."
         )
     others = " (the highest of its groups, the others in proportion)" if min(rates) < rate else ""
     told = (
@@ -193,9 +193,9 @@ def _groups(kept: Bundle, model: nn.Module, state: Mapping[str, Any]) -> list[li
 
 
 def _named(kept: Bundle) -> str:
-    """Return the rate that the finding of the bundle names, in words."""
-    lower = kept.finding.get("evidence", {}).get(NAME, {}).get("lower")
-    return f"a lower one, as {lower:.2g}" if lower else "a lower one, as the run's finding names it"
+    """Return what to do about the rate, in words, if the run's finding names a lower one; "" if it blames none."""
+    lower = kept.finding.get("evidence", {}).get(NAME, {}).get("lower") or kept.facts.get("lower_rate")
+    return f", and train at a lower one, as {lower:.2g}" if lower else ""
 
 
 def _course(once: Callable[[], float], optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
