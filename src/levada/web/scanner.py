@@ -102,7 +102,7 @@ class Scanner:
             if one is not None and seen != one.seen and time.monotonic() >= one.next:
                 await self._read(id, one, seen)
 
-    def _stamps(self, ids: dict[str, str]) -> dict[str, tuple[int, int, int, bool | None]]:
+    def _stamps(self, ids: dict[str, str]) -> dict[str, Any]:
         found = {}
         for id, name in ids.items():
             with suppress(OSError):
