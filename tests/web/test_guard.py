@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ def test_a_socket_that_talks_both_ways_is_closed(root: Path) -> None:
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:1", "[::1]:8765"])
 def test_names_of_this_machine_are_answered(client: Client, host: str) -> None:
     assert client.get(RUNS, host=host)[0] == 200
+
+
+def test_where_other_machines_come_in_numbers_and_the_machines_own_name_are_known_and_no_other() -> None:
+    own = socket.gethostname()
+    for host in ("0.0.0.0", "::"):
+        access = Access(host, closed=True)
+        known = [access.knows_host(one) for one in ("192.0.2.7:8765", "[2001:db8::7]:8765", own, "localhost:8765")]
+        assert known == [True] * 4
+        refused = ("evil.example", "evil.example:8765", f"{own}.evil.example", "192.0.2.7.evil.example", "192.0.2", "")
+        assert [access.knows_host(one) for one in refused] == [False] * len(refused)
+    assert [Access("host.example").knows_host(one) for one in ("host.example:1", "evil.example")] == [True, False]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])

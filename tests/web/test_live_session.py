@@ -140,6 +140,18 @@ def test_the_readout_follows_a_run_that_grows_under_a_pointer_that_rests(
         expect(told).to_contain_text(re.compile(r"step (199|20[01])\b"))
 
 
+def test_what_is_held_out_is_drawn_though_no_step_came_after_it(visit: Visit, runs: Path, served: Served) -> None:
+    with RunWriter.create(runs / "training", kind="train", name="training", config={"run": {"steps": 40}}) as writer:
+        losses = [4.0 - i / 40 for i in range(40)]
+        writer.append("losses", first=0, loss=losses, gradient_norm=losses, lr=losses)
+        writer.append("evaluation", step=10, loss=7.25)
+        page = visit(served.run("training", "?step=20"))
+        told = page.get_by_role("figure", name="The loss", exact=True).locator(".legend")
+        expect(told).to_contain_text("7.25")
+        writer.append("evaluation", step=20, loss=7.125)  # of a step whose loss was written while it was computed
+        expect(told).to_contain_text("7.125")
+
+
 def test_an_explorer_shows_no_runs_and_says_where_they_are(browser: Any) -> None:
     with serving(None) as served, visits(browser, f"http://127.0.0.1:{served.port}/", "h1") as visit:
         page = visit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def test_a_file_that_is_no_part_of_a_page_is_not_held(built: Path, monkeypatch: 
     monkeypatch.setattr("levada.web.pages._LARGEST", len(INDEX))
     (built / "assets" / "huge.js").write_text("x" * (len(INDEX) + 1))
     assert set(Pages(built).files) == {"index.html", "assets/a-1234.js", "assets/a.css"}
+
+
+def test_a_folder_or_a_pipe_with_the_name_of_a_file_is_none(built: Path) -> None:
+    known = set(Pages(built).files)
+    (built / "folder.js").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(built / "pipe.js")  # to read it would wait for ever
+    assert set(Pages(built).files) == known == {"index.html", "assets/a-1234.js", "assets/a.css"}
+
+
+def test_a_file_behind_a_linked_folder_is_none_though_it_were_found(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some versions of Python follow links to folders where others do not.
+    monkeypatch.setattr(Path, "rglob", lambda *_: [built / "index.html", built / "outside" / "secret.js"])
+    assert set(Pages(built).files) == {"index.html"}
 
 
 def test_the_list_comes_with_the_first_page_to_who_may_read_it(root: Path, built: Path) -> None:

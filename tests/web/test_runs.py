@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import pytest
 from levada.report.page import sections_of
 from levada.runs import Run, RunWriter, SignalWriter
 from levada.runs.codes import OFFSET, encode
+from levada.runs.rank_log import RankLog
+from levada.web.folder import stamp
 from levada.web.heat import heat_of
 from levada.web.pictures import HeatOf
+from levada.web.summary import summary_of
 
 from .conftest import (
     HOSTILE,
@@ -26,6 +31,7 @@ from .conftest import (
     gradient,
     np,
     served,
+    write_inside,
     write_pictures,
     write_watched,
 )
@@ -240,6 +246,49 @@ def test_blocks_that_two_processes_hold_are_one_picture(tmp_path: Path) -> None:
     held = heat_of(run, HeatOf(signal="gradient_rms", first=4, last=6, columns=1)).model_dump()
     assert held["sites"] == [4, 5, 6]
     assert plane(held, "mean")[1:, 0] == pytest.approx([math.log10(2.0**-5), math.log10(2.0**-6)])
+
+
+def test_what_any_process_appends_is_seen_though_the_first_says_nothing(tmp_path: Path) -> None:
+    run = write_inside(write_watched(tmp_path / "run"))
+    behind = [{"name": f"layers.{i}", "order": i, "kind": "Linear"} for i in range(5, 8)]
+
+    def seen() -> tuple[Any, Any]:
+        return stamp(run), summary_of(run, "a" * 20, "run").modified
+
+    with contextlib.ExitStack() as open_:
+        first, second = (
+            open_.enter_context(SignalWriter(run, sites=behind, signals=["gradient_rms"], rank=rank, part=part))
+            for rank, part in ((1, ""), (2, "gates"))
+        )
+        log = RankLog(run / "signals" / "rank-00001")
+        open_.callback(log.close)
+
+        def append(writer: SignalWriter, step: int) -> None:
+            writer.append(step, 0.0, encode([1.0] * 3))
+            writer.flush()
+
+        acts: list[Callable[[], None]] = [
+            lambda: append(first, 0),
+            lambda: append(first, 5),
+            lambda: append(second, 0),
+            lambda: append(second, 5),
+            lambda: log.append("judged", rules=[]),
+            lambda: log.append("judged", rules=[]),
+        ]
+        for act in acts:
+            before = seen()
+            assert seen() == before
+            act()
+            assert [a != b for a, b in zip(before, seen(), strict=True)] == [True, True]
+        assert summary_of(run, "a" * 20, "run").reached == [395, 5]
+    outside = tmp_path / "outside"
+    (run / "signals").rename(outside)
+    (run / "signals").symlink_to(outside)
+    assert stamp(run)[-1] == ()
+    (run / "signals").unlink()
+    (run / "signals").mkdir()
+    (run / "signals" / "rank-00001").symlink_to(outside / "rank-00001")
+    assert stamp(run)[-1] == ()
 
 
 def test_mixing_and_memory(client: Client) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from levada.runs import RunWriter
 from levada.web import scanner as looking
-from levada.web.folder import RefusedError, found_in
+from levada.web.folder import RefusedError, found_in, identity, stamp
 from levada.web.scanner import Scanner
 from levada.web.shapes import Row
 
@@ -215,6 +215,59 @@ def test_a_folder_that_is_slow_to_look_through_takes_a_part_of_the_time(
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(scanner._again(scanner._find, scanner._found))
     assert [b - a for a, b in itertools.pairwise(looks)] == pytest.approx([apart] * 2)
+
+
+def test_to_start_what_reads_is_no_time_of_looking_or_of_a_run(
+    tmp_path: Path, grows: Any, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    class Slow(Told):
+        """A reader that dies of every run, and whose start takes as long as it did on a busy machine."""
+
+        there = False
+
+        async def start(self) -> None:
+            clock.now += 0.0 if self.there else 4.0
+            self.there = True
+
+        async def ask(self, name: str, **how: Any) -> bytes:
+            await self.start()
+            clock.now += 0.7
+            self.there = False
+            return await super().ask(name, **how)
+
+    pauses: list[float] = []
+
+    def slow(run: Path) -> Any:
+        clock.now += 0.5
+        return stamp(run)
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise asyncio.CancelledError
+        clock.now += seconds
+
+    async def ask(scanner: Scanner) -> None:
+        assert await scanner._find() == 0
+        await scanner._again(scanner._read_changed, scanner._looked)
+
+    monkeypatch.setattr(looking, "stamp", slow)
+    monkeypatch.setattr(looking, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    reader = Slow()
+    scanner = scanning(tmp_path, reader, every=2.0)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(ask(scanner))
+    assert (reader.asked, pauses) == (1, pytest.approx([5.0, 5.0]))
+    (one,) = scanner._known.values()
+    assert one.next == pytest.approx(1000.0 + 4.0 + 0.5 + 0.7 + 7.0)
+
+    async def again() -> None:
+        grows()
+        reader.there, clock.now = False, 2000.0
+        await scanner._read(identity("run"), one, None)
+
+    asyncio.run(again())
+    assert one.next == pytest.approx(2000.0 + 4.0 + 0.7 + 7.0)
 
 
 def test_a_look_that_fails_is_not_the_last(

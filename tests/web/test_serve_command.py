@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from levada.cli import main
 from levada.web.access import Access
 from levada.web.app import create_app
-from levada.web.pages import STATIC
+from levada.web.pages import STATIC, Pages
 
 from .conftest import Client
 
@@ -54,6 +55,59 @@ def test_it_prints_its_address_and_ends_in_one_line(process: subprocess.Popen[st
     assert client.token not in rest
     assert "Traceback" not in rest
     assert process.returncode == 0
+
+
+@pytest.fixture
+def opens(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], Path]]:
+    """What browsers are started with by a server that ends at once, and where its temporary files lie."""
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "index.html").write_text("<!doctype html>")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("levada.web.server.Pages", lambda: Pages(tmp_path / "pages"))
+    started: list[str] = []
+
+    async def serve(*_: object, **__: object) -> None:
+        started.extend(file.read_text() for file in (tmp_path / "temporary").rglob("*.html"))
+
+    def browse(address: str) -> bool:
+        started.append(address)
+        found = [(tmp_path / "temporary").glob("*"), (tmp_path / "temporary").glob("*/*")]
+        modes = [stat.S_IMODE(path.lstat().st_mode) for paths in found for path in paths]
+        assert os.name != "posix" or modes == [0o700, 0o600]
+        return True
+
+    monkeypatch.setattr("levada.web.server.Server.serve", serve)
+    monkeypatch.setattr("webbrowser.open", browse)
+    before = os.umask(0)
+    yield started, tmp_path / "temporary"
+    os.umask(before)
+
+
+def test_no_command_line_of_a_browser_has_the_token(
+    root: Path, opens: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    started, temporary = opens
+    assert main(["serve", str(root), "--port", "0", "--open"]) == 0
+    found = re.search(r"at (http://127\.0\.0\.1:\d+/#token=(\S+))\n", capsys.readouterr().out)
+    assert found is not None
+    address, page = started
+    assert found[2] not in address
+    assert re.fullmatch(rf"{re.escape(temporary.as_uri())}/levada-\w+/open\.html", address)
+    assert f'<meta http-equiv="refresh" content="0; url={found[1]}">' in page
+    assert list(temporary.iterdir()) == []
+
+
+def test_where_no_file_can_be_written_the_server_goes_on(
+    root: Path, opens: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    started, temporary = opens
+    temporary.rmdir()
+    assert main(["serve", str(root), "--port", "0", "--open"]) == 0
+    assert started == []
+    said = capsys.readouterr().out
+    assert f"No browser is opened, as nothing can be written to {temporary}/levada-" in said
+    assert said.endswith("levada serve: ended.\n")
 
 
 def test_a_fault_of_the_server_is_told_without_the_token(

@@ -13,7 +13,7 @@ import {
   ZERO,
 } from "../src/figures/cells";
 import { balanced, DIVERGING, RISING, span, steps } from "../src/figures/ramp";
-import { agreement, bytes, cellsOf, floats, heatOf, shifted, standing } from "../src/live/heat";
+import { agreement, bytes, cellsOf, floats, heatOf, shifted, standing, versionOf } from "../src/live/heat";
 import { byLayer, overSteps, restOf } from "../src/live/profile";
 
 const encode = (held: Uint8Array) => btoa(String.fromCharCode(...held));
@@ -158,6 +158,14 @@ describe("two runs", () => {
 
   it("are laid over each other by moving the sites of one", () => {
     expect([...(shifted(heatOf(answer), 3).rows as Float64Array)]).toEqual([3, 5, 6]);
+  });
+});
+
+describe("a map of several processes", () => {
+  it("is asked for anew when any of them has sampled more of what is seen, and not otherwise", () => {
+    const seen = { from: 0, to: 100 };
+    const versions = [[40, 20], [40, 30], [100, 100], [300, 200], []].map((reached) => versionOf({ reached }, seen));
+    expect(versions).toEqual([60, 70, 200, 200, 0]);
   });
 });
 

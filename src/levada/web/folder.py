@@ -7,12 +7,15 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from levada.runs.folders import PARTS
 from levada.runs.lock import NAME as WRITER
 from levada.runs.lock import is_held
 from levada.runs.manifest import LOG, MANIFEST
+from levada.runs.rank_log import RANK_LOG
 
 __all__ = ["MAX_DEPTH", "MAX_RUNS", "Fingerprint", "RefusedError", "found_in", "identity", "inspect", "stamp"]
 
@@ -24,6 +27,8 @@ _MAX_BYTES: Final = {MANIFEST: 2**24, LOG: 2**28, "config.toml": 2**20}
 _MAX_OTHER: Final = 2**28
 _BELOW: Final = ("signals", "watch")  # what is looked into of a run
 _MAX_BELOW: Final = 6
+_PLACES: Final = (("rank-",), PARTS)  # below the signals: of a process, and what it keeps beside those of its blocks
+_APPENDED: Final = ("tail-", RANK_LOG)
 
 Fingerprint: TypeAlias = tuple[tuple[str, int, int], ...]
 
@@ -130,8 +135,10 @@ def identity(name: str) -> str:
     return base64.b32encode(digest)[:20].decode().lower()
 
 
-def stamp(run: Path) -> tuple[int, int, int, bool | None]:
-    """Give what differs when a run has grown or its writer has gone, at the cost of a look at two or three files.
+def stamp(run: Path) -> tuple[int, int, int, bool | None, Fingerprint]:
+    """Give what differs when a run has grown or its writer has gone, at the cost of a look at few files.
+
+    Each process appends to a log and a tail of its own: of what is sealed, the time of change of its folder is enough.
 
     Args:
         run: its folder.
@@ -142,4 +149,19 @@ def stamp(run: Path) -> tuple[int, int, int, bool | None]:
     log, manifest = (run / LOG).lstat(), (run / MANIFEST).lstat()
     lock = run / WRITER
     held = is_held(run) if lock.exists() and stat.S_ISREG(lock.lstat().st_mode) else None
-    return log.st_size, log.st_mtime_ns, manifest.st_mtime_ns, held
+    signals = run / _BELOW[0]
+    grown = () if signals.is_symlink() else tuple(sorted(_growing(signals, "", 0)))
+    return log.st_size, log.st_mtime_ns, manifest.st_mtime_ns, held, grown
+
+
+def _growing(folder: Path, place: str, depth: int) -> Iterator[tuple[str, int, int]]:
+    """Look at what processes append to, and at the folders that it lies in."""
+    with suppress(OSError), os.scandir(folder / place) as entries:  # not there, or removed since
+        for entry in entries:
+            name = f"{place}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False) and depth < len(_PLACES) and entry.name.startswith(_PLACES[depth]):
+                yield name, 0, entry.stat(follow_symlinks=False).st_mtime_ns
+                yield from _growing(folder, name.lstrip("/"), depth + 1)
+            elif entry.name.startswith(_APPENDED):
+                about = entry.stat(follow_symlinks=False)
+                yield name, about.st_size, about.st_mtime_ns

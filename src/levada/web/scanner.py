@@ -67,23 +67,26 @@ class Scanner:
         """Look again and again: reading what is slow to read holds up no word of what is gone."""
         await asyncio.gather(self._again(self._find, self._found), self._again(self._read_changed, self._looked))
 
-    async def _again(self, act: Callable[[], Awaitable[None]], done: asyncio.Event) -> None:
+    async def _again(self, act: Callable[[], Awaitable[float]], done: asyncio.Event) -> None:
         while True:
-            began = time.monotonic()
+            spent = 0.0
             try:
-                await act()
+                spent = await act()
             except Exception:  # the next look may find the folder as it should be
                 _log.exception("looking for runs failed, which is a defect of levada")
             done.set()
-            await asyncio.sleep(max(self._every, min(_LATEST, _SHARE * (time.monotonic() - began))))
+            await asyncio.sleep(max(self._every, min(_LATEST, _SHARE * spent)))
 
     async def look(self) -> None:
         """Look once: find runs, and read those that have changed, the newest first."""
         await self._find()
         await self._read_changed()
 
-    async def _find(self) -> None:
+    async def _find(self) -> float:
+        """Find runs; give the seconds that it took."""
+        began = time.monotonic()
         names, self._left_out = await asyncio.to_thread(found_in, self._root)
+        spent = time.monotonic() - began
         ids = {identity(name): name for name in names}
         for id in [id for id in self._known if id not in ids]:
             gone = self._known.pop(id)
@@ -92,17 +95,22 @@ class Scanner:
         for id, name in ids.items():
             self._known.setdefault(id, _Known(name))
         self._found.set()
+        return spent
 
-    async def _read_changed(self) -> None:
+    async def _read_changed(self) -> float:
+        """Read what has changed; give the seconds that it took to see what has: reading has a pause for each run."""
         await self._found.wait()
         await self._reader.start()
+        began = time.monotonic()
         stamps = await asyncio.to_thread(self._stamps, {id: one.name for id, one in self._known.items()})
+        spent = time.monotonic() - began
         for id, seen in sorted(stamps.items(), key=lambda one: -one[1][1]):
             one = self._known.get(id)
             if one is not None and seen != one.seen and time.monotonic() >= one.next:
                 await self._read(id, one, seen)
+        return spent
 
-    def _stamps(self, ids: dict[str, str]) -> dict[str, tuple[int, int, int, bool | None]]:
+    def _stamps(self, ids: dict[str, str]) -> dict[str, Any]:
         found = {}
         for id, name in ids.items():
             with suppress(OSError):
@@ -110,6 +118,7 @@ class Scanner:
         return found
 
     async def _read(self, id: str, one: _Known, seen: Any) -> None:
+        await self._reader.start()  # which may have died of the run before: that is no time of this one
         began = time.monotonic()
         before, one.seen = one.row, seen
         try:

@@ -6,9 +6,8 @@ import asyncio
 import errno
 import socket
 import sys
-import webbrowser
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -17,6 +16,7 @@ import uvicorn
 from levada._errors import UsageError
 from levada.web.access import Access, is_loopback
 from levada.web.app import create_app
+from levada.web.browser import opening
 from levada.web.connections import MAX_CONNECTIONS, Connection
 from levada.web.guard import Guard
 from levada.web.pages import MISSING, Pages
@@ -49,7 +49,7 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool,
             f"--host out and reach this machine by: ssh -L {port or PORT}:127.0.0.1:{port or PORT} THIS_MACHINE"
         )
     access, pages = Access(host, closed), Pages()
-    with listening(host, PORT if port is None else port) as bound:
+    with listening(host, PORT if port is None else port) as bound, ExitStack() as opened:
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         # What stands behind # is not sent: the page reads it, and no log has it.
         address = f"http://{shown}:{bound.getsockname()[1]}/{page}#token={access.token}"
@@ -58,7 +58,10 @@ def serve(root: Path, host: str, port: int | None, *, closed: bool, opens: bool,
             _say(MISSING)
         _say("Ctrl-C ends it.")
         if opens and pages.there:
-            webbrowser.open(address)
+            try:
+                opened.enter_context(opening(address))
+            except OSError as error:
+                _say(f"No browser is opened, as nothing can be written to {error.filename}: {error.strerror}.")
         app = create_app(root.resolve(), access, pages=pages, folder="" if page else str(root))
         with suppress(KeyboardInterrupt):  # uvicorn has closed all, and raises it again
             asyncio.run(Server(configured(app), app.end).serve(sockets=[bound]))

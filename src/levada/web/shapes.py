@@ -244,6 +244,7 @@ class Summary(Row):
     logged: list[str] = Field(description="Names that the training loop logged.")
     first_step: int | None = Field(description="The first sampled step; null without samples.")
     last_step: int | None
+    reached: list[int] = Field(description="The last sampled step of each process that holds blocks.")
     samples: int
     overhead: Number = Field(description="Share of the training time that watching took.")
     ranks: list[int]

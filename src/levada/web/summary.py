@@ -132,6 +132,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         logged=[plain(one) for one in logged_in(signals[0] if signals else None)],
         first_step=steps[0] if steps else None,
         last_step=steps[-1] if steps else None,
+        reached=[one.steps[-1] for one in signals if one.steps],
         samples=len(steps),
         overhead=_overhead(run, signals),
         ranks=list(run.ranks),

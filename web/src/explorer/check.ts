@@ -24,6 +24,18 @@ export function canAsk(token: string | null): token is string {
   return token !== null && window.location.protocol.startsWith("http");
 }
 
+/** What one does where a server is there, and the window has no token to ask it by. */
+export const TOKENLESS =
+  "A server is there, but this window has no token of it, by which it computes: a window that is opened from another gets none. Open the address that the server printed in this window; this page's address, opened after it, brings the network back.";
+
+/** Whether the page comes from a server of levada's, which may ask for the token also to read. */
+export async function isServed(): Promise<boolean> {
+  if (!window.location.protocol.startsWith("http")) return false;
+  const answer = await fetch("api/1/runs").catch(() => null);
+  const json = answer?.headers.get("content-type")?.startsWith("application/json") ?? false;
+  return json && (answer?.ok || answer?.status === 401);
+}
+
 export async function ask(
   settings: Settings,
   name: ConnectionName,

@@ -137,6 +137,8 @@ export interface Summary extends Row {
   readonly logged: readonly string[];
   readonly first_step: number | null;
   readonly last_step: number | null;
+  /** The last sampled step of each process that holds blocks. */
+  readonly reached: readonly number[];
   readonly samples: number;
   readonly overhead: Numeric;
   readonly ranks: readonly number[];

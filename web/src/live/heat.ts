@@ -51,6 +51,10 @@ export function cellsOf(x: Span, y: Span, columns: number, rows: number): Pick<Q
   };
 }
 
+/** What changes when a process has sampled more of a stretch: each writes for itself, and one may be behind. */
+export const versionOf = ({ reached }: Pick<Summary, "reached">, x: Span): number =>
+  reached.reduce((sum, step) => sum + Math.min(step, x.to), 0);
+
 export const key = (asked: Question): string =>
   [
     asked.run,

@@ -1,7 +1,8 @@
 /** What all parts of the page share: the runs, the connection, and the address. */
 
-import { ApiError, address, ask, type Row, type Runs } from "./api";
+import { address, type Row } from "./api";
 import { type Connection, EVENTS, Events, type Heard, type Source } from "./events";
+import { Listed } from "./listed.svelte";
 import { decode, encode, type Page, unmeant } from "./place";
 import { type Shared, SharedSource } from "./shared";
 import { onSession, openSession } from "./token";
@@ -20,25 +21,15 @@ function openStream(): Source {
   return new SharedSource(worker as unknown as Shared, address);
 }
 
-export class Live {
-  runs = $state.raw<ReadonlyMap<string, Row>>(new Map());
+export class Live extends Listed {
   connection = $state<Connection>("connecting");
   /** How often the connection was made: what failed before is asked again. */
   connections = $state(0);
-  /** Whether the list has come once. */
-  known = $state(false);
-  leftOut = $state(0);
-  waiting = $state(0);
-  version = $state("");
-  /** What the served folder is called; empty where the server has none to show. */
-  folder = $state("");
-  /** Whether the server answers, but not to this page: it has no token, or that of a server before. */
-  refused = $state(false);
-  problem = $state("");
   private readonly events: Events;
   private forget: () => void = () => undefined;
 
   constructor(open: () => Source = openStream) {
+    super();
     const heard: Heard = {
       connected: () => {
         this.connections++;
@@ -73,33 +64,6 @@ export class Live {
 
   retry(): void {
     this.events.retry();
-  }
-
-  /** Ask for the whole list: at the beginning, and whenever something may have been missed. */
-  async refresh(): Promise<void> {
-    try {
-      const told = await ask<Runs>("runs");
-      this.runs = new Map(told.runs.map((row) => [row.id, row]));
-      this.leftOut = told.left_out;
-      this.waiting = told.waiting;
-      this.version = told.version;
-      this.folder = told.folder;
-      this.known = true;
-      this.refused = false;
-      this.problem = "";
-    } catch (error) {
-      this.refused = error instanceof ApiError && error.status === 401;
-      this.problem = error instanceof ApiError ? error.message : String(error);
-    }
-  }
-
-  private hear(type: string, row: Row): void {
-    if (type === "heartbeat" || typeof row?.id !== "string") return;
-    const runs = new Map(this.runs);
-    if (!runs.has(row.id)) this.waiting = Math.max(0, this.waiting - 1);
-    if (type === "gone") runs.delete(row.id);
-    else runs.set(row.id, row);
-    this.runs = runs;
   }
 }
 
