@@ -308,6 +308,25 @@ def test_training_takes_layers_away(visit: Visit) -> None:
     assert page.get_by_role("button", name="Train both at 6 layers").is_disabled()
 
 
+def test_a_figure_higher_than_the_window_is_seen_to_its_end_and_back(visit: Visit) -> None:
+    page = visit("tab=lessons&chapter=7&answers=7.a:3,7.b:0,7.c:0,7.d:0,7.e:0", height=400)
+    opened(page, TITLES[6])
+    figure = page.locator(".beside").first
+    figure.locator(".plot").wait_for()
+    first, last = figure.get_by_role("group", name="Settings of the figure"), figure.get_by_role("button").last
+    inside = "one => { const { top, bottom } = one.getBoundingClientRect(); return top >= 0 && bottom <= innerHeight }"
+    group = "figure => scrollTo(0, scrollY + figure.parentElement.getBoundingClientRect().{})"
+    figure.evaluate(group.format("bottom - innerHeight - 100"))
+    page.wait_for_timeout(200)
+    assert last.evaluate(inside)
+    assert not first.evaluate(inside)
+    page.evaluate("scrollBy(0, -600)")
+    page.wait_for_timeout(200)
+    assert first.evaluate(inside)
+    assert figure.evaluate("one => one.parentElement.getBoundingClientRect().top") < -100  # far from where it began
+    assert figure.evaluate("one => one.scrollHeight <= one.clientHeight")
+
+
 def test_what_a_link_says_wrong_is_said(visit: Visit) -> None:
     page = visit("tab=lessons&chapter=1&answers=1.a:x,9.z:1&lesson=gain:900")
     assert "gain must be" in page.get_by_role("alert").inner_text()
