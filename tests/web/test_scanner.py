@@ -154,9 +154,8 @@ def test_what_is_taken_away_is_told_while_another_run_is_read(tmp_path: Path) ->
                 await asyncio.sleep(0.01)
             shutil.rmtree(tmp_path / "run")
             told.append(await anext(heard))
-            shutil.rmtree(tmp_path / "slow")  # it was never told of, and is not told to be gone
-            while scanner._known:
-                await asyncio.sleep(0.01)
+            shutil.rmtree(tmp_path / "slow")  # it was never read, and yet a page may show it
+            told.append(await anext(heard))
             told.append(str((await scanner.listed()).runs).encode())
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -164,8 +163,31 @@ def test_what_is_taken_away_is_told_while_another_run_is_read(tmp_path: Path) ->
         return told
 
     RunWriter.create(tmp_path / "run", kind="watch", name="run").close()
-    appeared, gone, left = asyncio.run(asyncio.wait_for(ask(), 120))
-    assert (appeared[:15], gone[:11], left) == (b"event: appeared", b"event: gone", b"[]")
+    appeared, gone, unread, left = asyncio.run(asyncio.wait_for(ask(), 120))
+    assert [one[:12] for one in (appeared, gone, unread)] == [b"event: appea", b"event: gone\n", b"event: gone\n"]
+    assert (b'"name":"slow"' in unread, left) == (True, b"[]")
+
+
+def test_a_new_run_is_read_when_it_is_found_however_long_the_others_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "_SHARE", 10**9)  # after a look that read something, none for 30 s and more
+    monkeypatch.setattr(looking, "_LATEST", 10**6)
+
+    async def ask() -> list[bytes]:
+        scanner = scanning(tmp_path, Told(seconds=0.01), every=0.0)
+        with scanner.listening() as heard:
+            await anext(heard)
+            found = asyncio.create_task(scanner._again(scanner._read_changed, scanner._looked))
+            told = []
+            for name in ("first", "second"):
+                RunWriter.create(tmp_path / name, kind="watch", name=name).close()
+                await scanner._find()
+                told.append(await anext(heard))
+            found.cancel()
+        return told
+
+    assert [one[:15] for one in asyncio.run(asyncio.wait_for(ask(), 120))] == [b"event: appeared"] * 2
 
 
 def test_a_run_that_is_taken_away_while_it_is_read_is_not_told_of_again(

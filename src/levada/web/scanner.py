@@ -59,7 +59,7 @@ class Scanner:
         self._folder: str = plain(folder)
         self._known: dict[str, _Known] = {}
         self._left_out = 0
-        self._found, self._looked = asyncio.Event(), asyncio.Event()
+        self._found, self._looked, self._new = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._ended = False
         self._listeners: set[asyncio.Queue[News | None]] = set()
 
@@ -75,7 +75,12 @@ class Scanner:
             except Exception:  # the next look may find the folder as it should be
                 _log.exception("looking for runs failed, which is a defect of levada")
             done.set()
-            await asyncio.sleep(max(self._every, min(_LATEST, _SHARE * spent)))
+            pause = max(self._every, min(_LATEST, _SHARE * spent))
+            if done is self._found:
+                await asyncio.sleep(pause)
+                continue
+            with suppress(TimeoutError):  # what is new is read at once
+                await asyncio.wait_for(self._new.wait(), pause)
 
     async def look(self) -> None:
         """Look once: find runs, and read those that have changed, the newest first."""
@@ -90,8 +95,10 @@ class Scanner:
         ids = {identity(name): name for name in names}
         for id in [id for id in self._known if id not in ids]:
             gone = self._known.pop(id)
-            if gone.row is not None:
-                self._tell("gone", gone.row)
+            # Also of one that was not read yet: a page that was opened by its link shows it.
+            self._tell("gone", gone.row or _unreadable(id, gone.name, 0.0, ""))
+        if ids.keys() - self._known.keys():
+            self._new.set()
         for id, name in ids.items():
             self._known.setdefault(id, _Known(name))
         self._found.set()
@@ -100,6 +107,7 @@ class Scanner:
     async def _read_changed(self) -> float:
         """Read what has changed; give the seconds that it took to see what has: reading has a pause for each run."""
         await self._found.wait()
+        self._new.clear()
         await self._reader.start()
         began = time.monotonic()
         stamps = await asyncio.to_thread(self._stamps, {id: one.name for id, one in self._known.items()})
