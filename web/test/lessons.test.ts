@@ -3,7 +3,7 @@
 import { expect, test } from "vitest";
 import { activationNames } from "../src/engine/activation";
 import { DEFAULTS, decode, encode, type Settings } from "../src/explorer/settings";
-import { median } from "../src/explorer/train/plan";
+import { every, median } from "../src/explorer/train/plan";
 import { keyOf, readAnswers, readPlayed, writeAnswers, writePlayed } from "../src/lessons/answers";
 import { CHAPTERS } from "../src/lessons/chapters/index";
 import { FORMULAS } from "../src/lessons/formulas";
@@ -341,4 +341,11 @@ test("other random weights give the same option, so that the words about it hold
       }
     }
   }
+});
+
+test("a lesson's training loss is over as many steps as that of the tab that trains, which it opens", async () => {
+  const trainSteps = 100;
+  const settings = settingsOf({ trainDepth: 1, trainWidth: 4, trainSteps });
+  const { reports } = await laboratory().trained(settings, "plain");
+  expect(reports[1].step - reports[0].step).toBe(every(trainSteps));
 });

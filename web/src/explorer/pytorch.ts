@@ -88,6 +88,8 @@ Check: ${checkCommand(settings, names[0])}
 Weights, inputs and gradients are the page's own, drawn from the same seed: what it prints is what the page shows, up to
 rounding. Where numbers overflow, the order of a sum decides whether it leaves the range on its way, and PyTorch's order is
 another on other processors and beyond a width of 128: gradients behind can then be some percent apart.
+In float32, numbers below 1.2e-38 are rounded to steps of 1.4e-45, and near those no digit needs to agree; nor do first
+updates in deep stacks whose sigmoids saturate.
 """
 
 from collections import OrderedDict

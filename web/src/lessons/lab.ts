@@ -8,7 +8,7 @@ import type { Signals } from "../explorer/pool";
 import { networkOptions, type Settings } from "../explorer/settings";
 import { memoryOptions } from "../explorer/time/remembering.svelte";
 import type { Digits } from "../explorer/train/digits";
-import { BATCH, trainedBy, trainedNetwork } from "../explorer/train/plan";
+import { BATCH, every, trainedBy, trainedNetwork } from "../explorer/train/plan";
 import type { Lab, Trained } from "./measure";
 
 type Without<R, K extends PropertyKey> = R extends unknown ? Omit<R, K> : never;
@@ -25,7 +25,6 @@ export interface Worker {
 }
 
 const MOST_KEPT = 1024; // a draw is some kilobytes
-const REPORTS = 15; // of a training: each tests the held-out digits
 
 export class Workers implements Lab {
   private readonly known = new Map<string, Promise<unknown>>();
@@ -100,7 +99,7 @@ export class Workers implements Lab {
       const { trainSteps: steps } = settings;
       const reports: Trained["reports"][number][] = [];
       await worker.ask(
-        { type: "train", steps, every: Math.ceil(steps / REPORTS) },
+        { type: "train", steps, every: every(steps) }, // as often as the tab that trains, which says the same losses
         "done",
         ({ step, trained, heldOut }) => {
           reports.push({ step, trained, heldOut: heldOut! });

@@ -91,9 +91,9 @@ export const chapter: Chapter = {
           text: {
             simple: `It is worse than a shallow one. The signal has to pass the layers that have learned nothing, and they make all
               inputs alike. Trained on digits with Adam's method, twenty layers of sigmoids still guess after 300 steps, with a
-              loss of 2.3; two layers come down to about 0.6.`,
+              loss of 2.3; two layers come down to 0.5 or 0.6, by the luck of their first weights.`,
             expert: `The forward signal passes the same layers. On the 8 × 8 digits, with AdamW, 300 steps, He's weights and no
-              normalisation, twenty layers of sigmoids stay at ln 10 = 2.3 on what they train on; two have 0.6. Adam mends sizes
+              normalisation, twenty layers of sigmoids stay at ln 10 = 2.3 on what they train on; two come to 0.5 to 0.6, by the draw. Adam mends sizes
               above its ε of 10⁻⁸, and no size restores what the signal has lost.`,
           },
         },
