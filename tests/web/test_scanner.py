@@ -37,14 +37,15 @@ def row(steps: int = 0) -> Row:
 class Told:
     """A reader that gives of each run how often it was asked."""
 
-    def __init__(self) -> None:
-        self.asked, self.refuses = 0, 0
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.asked, self.refuses, self.seconds = 0, 0, seconds
 
     async def start(self) -> None:
         """Have nothing to start."""
 
     async def ask(self, name: str, **_: Any) -> bytes:
         self.asked += 1
+        await asyncio.sleep(self.seconds)
         if self.refuses:
             raise RefusedError(self.refuses, "It is refused.")
         return row(self.asked).model_dump_json().encode()
@@ -108,13 +109,20 @@ class Clock:
 
 
 def sleeping(sleep: Callable[[float], Awaitable[None]]) -> SimpleNamespace:
-    """Give asyncio with another sleep in this thread alone: in others, servers of other tests look for runs."""
+    """Give asyncio with another sleep, for what is waited for, too, in this thread alone: others serve other tests."""
     mine = threading.get_ident()
 
     async def slept(seconds: float) -> None:
         await (sleep if threading.get_ident() == mine else asyncio.sleep)(seconds)
 
-    return SimpleNamespace(**{**vars(asyncio), "sleep": slept})
+    async def waited(event: Any, seconds: float) -> Any:
+        if threading.get_ident() != mine:
+            return await asyncio.wait_for(event, seconds)
+        event.close()
+        await sleep(seconds)
+        raise TimeoutError
+
+    return SimpleNamespace(**{**vars(asyncio), "sleep": slept, "wait_for": waited})
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ class Frozen:
         # What is held, as others may take its place, and whether it is trained.
         self._flags: list[int] = []
         self._count = 0
+        self._moving = False  # whether any of it is
         self._trained: dict[int, weakref.ref[nn.Parameter]] = {}
         self._stopped: dict[int, _Stopped] = {}
         self._told: list[int] = []
@@ -126,8 +127,7 @@ class Frozen:
 
     def _all(self, now: Sequence[int]) -> bool:
         """Whether nothing else that the optimizers hold is trained, for longer than a schedule ends."""
-        moves = self._over or any(trained for _, trained in self._flags)
-        if not now or moves or len(now) < len(self._stopped):
+        if not now or self._over or self._moving or len(now) < len(self._stopped):
             return False
         since = max(self._stopped[key].update for key in now)
         return self._updates - since >= max(UPDATES, ENTIRE * self._updates)
@@ -140,11 +140,12 @@ class Frozen:
     def _change(self, step: int, groups: Sequence[tuple[Any, bool]]) -> None:
         """Take who is trained now, and who is not any more."""
         trained, self._trained = self._trained, {}
-        stopped, self._stopped = self._stopped, {}
+        stopped, self._stopped, self._moving = self._stopped, {}, False
         for group, still in groups:
             for p in group["params"]:
                 key = id(p)
                 if p.requires_grad and not still:
+                    self._moving = True
                     self._trained[key] = weakref.ref(p)
                     self._over |= {key} & set(self._told)
                 elif key in trained and trained[key]() is not None:
