@@ -134,7 +134,7 @@ def test_underflow_is_named_and_float64_shows_what_was_lost(visit: Open) -> None
 
 def test_prediction_and_measurement_are_compared_in_words(visit: Open) -> None:
     page = visit("activation=relu&init=pytorch_default&precision=float64&connections=plain,manifold")
-    told = re.compile(r"^\s*plain: at layer 1 .* × 0\.4\d+ per layer, as predicted \(0\.408\)\.\s*$")
+    told = re.compile(r"^\s*plain: at layer 1 .* ×\s0\.4\d+ per layer, as predicted \(0\.408\)\.\s*$")
     expect(page.locator(".reading").first).to_have_text(told)
     both_drawn(page)
     expect(page.locator(".told").first).to_contain_text("No prediction for mHC.")
@@ -145,10 +145,10 @@ def test_prediction_and_measurement_are_compared_in_words(visit: Open) -> None:
 @pytest.mark.parametrize(
     ("link", "told"),
     [
-        ("gain=50&depth=20&width=100", r"× 2\.06 per layer, where theory says 2\.18\.$"),
+        ("gain=50&depth=20&width=100", r"×\s2\.06 per layer, where theory says 2\.18\.$"),
         (
             "gain=8&activation=relu",
-            r"× 5\.49 per layer, where theory says 5\.66 for infinite width; at this depth, 1\.5 ",
+            r"×\s5\.49 per layer, where theory says 5\.66 for infinite width; at this depth, 1\.5 ",
         ),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_measurement_that_is_not_the_prediction_is_said(visit: Open, link: str
 
 def test_the_line_of_a_quarter_is_there_for_the_sigmoid_alone_and_can_be_exceeded(visit: Open) -> None:
     page = visit("gain=4&precision=float64&connections=plain")
-    rate = re.search(r"× (0\.\d+) per layer", sentences(page)[0])
+    rate = re.search(r"×\s(0\.\d+) per layer", sentences(page)[0])
     assert rate is not None
     assert float(rate[1]) > 0.3
     expect(page.locator(".plot .reference")).to_have_count(1)

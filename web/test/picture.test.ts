@@ -53,13 +53,13 @@ test("a gradient as predicted is read as such", () => {
   const logs = geometric(0.408, 20).map(Math.log);
   const signals = made(geometric(0.41, 20), logs);
   expect(reading({ name: "plain", signals }, DEFAULTS)).toBe(
-    "plain: at layer 1 the gradient is 4.4×10⁻⁸ of what it is at the output: × 0.41 per layer, as predicted (0.408).",
+    "plain: at layer 1 the gradient is 4.4×10⁻⁸ of what it is at the output: ×\u00a00.41 per layer, as predicted (0.408).",
   );
   expect(reading({ name: "plain", signals: made(geometric(0.5, 20), logs) }, DEFAULTS)).toContain(
-    "× 0.5 per layer, where theory says 0.408",
+    "×\u00a00.5 per layer, where theory says 0.408",
   );
   expect(reading({ name: "plain", signals: made(geometric(0.39, 20), logs) }, DEFAULTS)).toContain(
-    "× 0.39 per layer, as predicted (0.408).",
+    "×\u00a00.39 per layer, as predicted (0.408).",
   );
 });
 

@@ -177,14 +177,14 @@ function sizeWords(log: number): string {
 
 /** A factor per layer; near 1 with a digit more, which is what counts over many layers. */
 export function rateText(log: number): string {
-  return `× ${shortExp(log, Math.abs(log) < 0.05 ? 4 : 3)}`;
+  return `×\u00a0${shortExp(log, Math.abs(log) < 0.05 ? 4 : 3)}`;
 }
 
 function rateWords({ logRate, logPredicted, apart }: Omit<Decay, "first">, layers: number, width: number): string {
   const measured = logRate === null ? "no rate per layer can be measured" : `${rateText(logRate)} per layer`;
   if (logPredicted === null) return measured;
   const theory = rateText(logPredicted).slice(2);
-  if (apart === null) return `${measured} (theory says × ${theory})`;
+  if (apart === null) return `${measured} (theory says ×\u00a0${theory})`;
   const ratio = layers / width;
   const deviation = Math.sqrt(VARIANCE * ratio);
   if (Math.abs(apart) <= deviation) return `${measured}, as predicted (${theory})`;
