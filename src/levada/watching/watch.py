@@ -108,9 +108,9 @@ class Watch:
         return self._engine.steps
 
     @property
-    def passed(self) -> tuple[int, int, int]:
-        """Forward passes of training, backward passes, and of the former how many more than usual wait for one."""
-        return self._engine.passes.passed
+    def passed(self) -> int:
+        """Forward passes of training: with gradients, in the mode in which the model learns."""
+        return self._engine.passes.counted
 
     @property
     def overhead(self) -> float:
@@ -387,7 +387,7 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
             raise UsageError(f"{rule}: {error.strerror or error}.") from error
         made.run = recording.folder
     made.judge = judge = Judge(made, keep=made.run, every=made._engine.cadence.every)
-    made._engine.passes.left_out, made._engine.unfit = judge.passed, lambda: judge.left_out.unfit
+    made._engine.passes.left_out, made._engine.unfit = judge.left_out, lambda: judge.left_out.unfit
     made._listeners.insert(0, judge)  # whoever hears of a sample finds what was found in it
     if recording is not None:
         made.listen(recording)
