@@ -155,12 +155,14 @@ class Passes:
         return Pass(step, args, kwargs, dict(states), None, autocast)
 
     def inputs(self) -> dict[int | str, Tensor]:
-        """Return the tensors that the last pass with gradients was called with, as far as they are still there.
+        """Return the tensors that the last pass with gradients of this step was called with, as far as they are there.
 
         Where the model itself is not called, those of its first part that is.
         """
         if not self.seen:
             return self._parts.given()
+        if self._step != self._next:  # none of this step was seen
+            return {}
         return {key: tensor for key, given in self._given.items() if (tensor := given()) is not None}
 
     def step(self, step: int) -> None:
