@@ -250,7 +250,8 @@ class Watch:
         """Tell what the present step is made of, for a bundle that may be kept of it.
 
         Args:
-            facts: `indices` of the batch's rows in the data, its `targets`, the path of the last `checkpoint`.
+            facts: `indices` of the batch's rows in the data and its `targets`, to be noted in each step, also where
+                they stay the same; the path of the last `checkpoint`, which stands until another is noted.
 
         Raises:
             UsageError: if it is something else.
