@@ -434,6 +434,7 @@ def test_notes_are_of_their_own_step_and_a_checkpoint_of_all_later_ones(tmp_path
     kept = read_bundle(folder)
     assert (kept.step, kept.checkpoint) == (7, "5.pt")
     assert not {"indices", "targets"} & kept.values.keys()
+    assert kept.missing["targets"] == "it was noted for step 5 last, and has to be noted in each step"
 
 
 def test_of_a_step_that_is_left_before_its_update_the_notes_are_kept(tmp_path):

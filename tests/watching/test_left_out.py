@@ -60,7 +60,7 @@ def test_targets_that_are_not_finite_are_told_with_their_step_and_are_no_alarm(n
     assert watch.steps == STEPS - 1
 
 
-def test_inputs_are_looked_at_where_the_output_is_gone():
+def test_an_output_that_is_gone_was_looked_at():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -76,7 +76,7 @@ def test_inputs_are_looked_at_where_the_output_is_gone():
             loss.backward()
             optimizer.step()
     (finding,) = watch.findings
-    assert "at step 12: the batch that the model was given is not finite: the argument input" in finding.claim
+    assert "at step 12: the output holds NaN. The batch that the model was given is not finite" in finding.claim
 
 
 @pytest.mark.parametrize("note", ["before", None])
@@ -141,3 +141,149 @@ def test_what_a_mask_may_mean_is_not_told(value):
             loss.backward()
             optimizer.step()
     assert watch.findings == []
+
+
+class Imputing(nn.Module):
+    """Takes inputs with NaN for what is missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        missing = x.isnan()
+        return self.net(torch.cat([x.nan_to_num(), missing.float()], 1))
+
+
+def imputed(batch, parts, measure=0, *, run=None, steps=40):
+    """Train on losses that are added, and measure on batches of which no backward pass comes."""
+    torch.manual_seed(0)
+    model = Imputing()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf, run=run) as watch:
+        for step in range(steps):
+            loss = 0.0
+            for _ in range(parts(step)):
+                x, y = batch()
+                watch.note(targets=y)
+                difference = model(x) - y
+                loss = loss + difference[~difference.isnan()].square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for _ in range(measure):
+                model(batch()[0]).square().mean().item()
+    return watch
+
+
+def missing_inputs():
+    x = torch.randn(16, 4)
+    y = x.sum(1, keepdim=True)
+    return torch.where(torch.rand_like(x) < 0.2, math.nan, x), y
+
+
+def missing_labels():
+    x = torch.randn(16, 4)
+    y = x.sum(1, keepdim=True)
+    return x, torch.where(torch.rand_like(y) < 0.3, math.nan, y)
+
+
+@pytest.mark.parametrize("batch", [missing_inputs, missing_labels])
+@pytest.mark.parametrize("parts", [lambda step: 4, lambda step: 2 if step % 6 == 5 else 4, lambda step: 1 + step % 3])
+def test_what_is_missing_and_learned_from_is_not_left_out_however_many_losses_are_added(batch, parts):
+    watch = imputed(batch, parts)
+    assert [f for f in watch.judge.history if f.severity != "info"] == watch.findings == []
+
+
+def test_a_pass_that_measures_is_no_batch_that_is_left_out(tmp_path):
+    assert imputed(missing_inputs, lambda step: 1, measure=2, run=tmp_path).findings == []
+    # Targets that are learned from tell nothing of a pass that was left out.
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(30):
+            for measures in (True, False):
+                x, y = missing_labels()
+                watch.note(targets=y)
+                loss = (model(x) - y)[~y.isnan()].square().mean()
+                if measures and step % 3 == 0:
+                    continue
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    assert watch.findings == []
+
+
+def test_what_was_told_is_taken_back_when_such_a_batch_is_learned_from():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(20):
+            x = torch.randn(8, 4)
+            y = x.sum(1, keepdim=True)
+            if step in (5, 12):
+                y[0] = math.nan
+            watch.note(targets=y)
+            loss = (model(x) - y)[~y.isnan()].square().mean()
+            if step == 5:
+                continue
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step == 8:
+                assert [f.status for f in watch.findings] == ["fired"]
+    assert [f.status for f in watch.findings] == ["clear"]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_an_output_that_is_masked_by_inf_is_not_told(value):
+    class Masked(nn.Linear):
+        def forward(self, x, masked):
+            return super().forward(x).masked_fill(masked & torch.eye(8, 3, dtype=torch.bool), value)
+
+    torch.manual_seed(0)
+    model = Masked(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(STEPS):
+            output = model(torch.randn(8, 4), torch.tensor(step == BAD))
+            if step == BAD:
+                continue  # for whatever reason
+            optimizer.zero_grad()
+            output.square().mean().backward()
+            optimizer.step()
+    assert "nonfinite_batches" not in [f.rule for f in watch.findings]
+
+
+def test_what_waits_for_an_update_that_does_not_come_is_counted_and_not_kept():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    with levada.watch(model, torch.optim.SGD(model.parameters(), lr=0.01), max_overhead=math.inf) as watch:
+        asked = []
+        left, words = watch.judge.left_out, watch.judge.left_out._words
+        left._words = lambda: asked.append(1) or words()
+        for _ in range(50):
+            model(torch.full((2, 4), math.nan))
+        assert (left._pending.number, len(asked)) == (49, 1)
+
+
+def test_passes_of_training_are_counted_without_those_that_evaluate():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(10):
+            x = torch.randn(8, 4)
+            if step == 5:
+                x[0] = math.nan
+            loss = model(x).square().mean()
+            if not loss.isnan():
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            model.eval()
+            model(torch.randn(8, 4))
+            model.train()
+    assert [f.evidence["passes"] for f in watch.findings] == [7]  # when it was told

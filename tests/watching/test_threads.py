@@ -1,7 +1,9 @@
 """Loops in several threads: each watch hears of the backward passes that its own loop calls, and of no others."""
 
 import contextlib
+import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -228,3 +230,20 @@ def test_the_thread_that_updates_is_heard_though_another_ran_the_model():
     assert not own.called_here()
     own.updated()
     assert own.called_here()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_losses_that_other_threads_make_are_of_the_step_whose_backward_pass_is_called_here(first):
+    model = make()
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watching, ThreadPoolExecutor(1) as pool:
+        for step, x in enumerate(data()):
+            bad = step == len(data()) - 1
+            x = x * math.nan if bad else x
+            loss = loss_of(model, x) if first and step == 0 else pool.submit(loss_of, model, x).result()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert watching.passed == len(data()) - first  # of the second step it was not known yet
+    (finding,) = watching.findings
+    assert "the batch that the model was given is not finite" in finding.claim

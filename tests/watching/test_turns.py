@@ -6,6 +6,7 @@ from torch import nn
 
 import levada
 from levada.watching.judged import standing_of
+from levada.watching.resting import Resting
 
 
 class Pair(nn.Module):
@@ -145,7 +146,7 @@ def hush(stops, steps=330, lengths=(1, 1), freezes=False):
 
 
 def test_an_optimizer_that_steps_no_more_is_told_and_the_verdict_is_open():
-    watch, standing = hush(100, 190)
+    watch, standing = hush(100, 210)
     assert watch.findings == []
     assert standing.verdict == "unknown"
     told = "optimizer 1 of 2 (SGD) has made no step since step 99, for longer than it ever rested before"
@@ -162,3 +163,39 @@ def test_an_optimizer_that_steps_no_more_is_told_and_the_verdict_is_open():
 def test_a_turn_and_a_freeze_leave_the_verdict(options):
     _, standing = hush(**options)
     assert "unoptimised_parameters" not in standing.waiting
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_gradients_that_lie_there_from_before_are_none_that_come(clears):
+    """A network is trained to keep what it was given, and then only the head on what it gives."""
+    pair = Pair()
+    back = nn.Linear(4, 4)
+    whole = nn.ModuleDict({"pair": pair, "back": back})
+    optimizers = [
+        torch.optim.SGD([*pair.first.parameters(), *back.parameters()], lr=1e-2),
+        torch.optim.SGD(pair.second.parameters(), lr=1e-2),
+    ]
+    with levada.watch(whole, optimizers, every=10, max_overhead=1e9) as watch:
+        for step in range(300):
+            x = torch.randn(8, 4)
+            late = step >= 20
+            if clears or not late:
+                optimizers[0].zero_grad()
+            optimizers[1].zero_grad()
+            with torch.set_grad_enabled(not late):
+                made = pair.first(x)
+            loss = (pair.second(made.detach()) - 1).square().mean()
+            (loss if late else loss + (back(made) - x).square().mean()).backward()
+            for each in optimizers[late:]:
+                each.step()
+    assert "unoptimised_parameters" not in [f.rule for f in watch.findings]
+    assert "unoptimised_parameters" not in standing_of(watch.judge).unjudged
+
+
+def test_an_optimizer_that_is_slow_from_the_start_or_never_stepped_does_not_rest():
+    resting, times = Resting(), {"each": 0, "slow": 0, "never": 0}
+    for step in range(700):
+        resting.before_update(step, [*times], times.get)
+        assert resting.since == {}
+        times["each"] += 1
+        times["slow"] += step % 200 == 199

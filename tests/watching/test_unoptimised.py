@@ -297,9 +297,9 @@ def test_of_very_many_some_are_looked_at():
     net = nn.ParameterList([nn.Parameter(torch.ones(2)) for _ in range(1000)])
     head, looking = nn.Parameter(torch.ones(2)), Unoptimised()
     net.append(head)
-    for p in net:
-        p.grad = torch.ones(2)
     for step in range(100):
+        for p in net:
+            p.grad = torch.ones(2)
         looking.before_update(step, net, [sgd([head])], ())
     assert looking.found.evidence["tests"]["looked_at"] == looking.found.evidence["number"] == 256
     assert looking.found.evidence["parameters"][:3] == ["0", "3", "7"]

@@ -160,7 +160,7 @@ class LossBaseline:
     lower, which no step has thrown up; the best is the lowest median of `smooth` losses in a row.
 
     Args:
-        window: losses that are remembered, at least 4.
+        window: losses that are remembered, at least 4; if fewer than `warm_up // 2`, the start is of those alone.
         warm_up: losses before there is a baseline.
         smooth: losses whose median is the loss now.
 

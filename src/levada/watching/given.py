@@ -97,7 +97,8 @@ def given_last(source: Any, *, kept: bool) -> Given | None:
     last = getattr(source, "last_pass", None) if kept or not hasattr(source, "inputs") else None
     if last is None and hasattr(source, "inputs"):  # of a model that is called part by part, no pass is kept
         return source.inputs or None
-    if last is None or last.args is None:  # above the cap, or overwritten since
+    # Above the cap, overwritten since, or of another step: this one's was not seen.
+    if last is None or last.args is None or last.step != getattr(source, "steps", last.step):
         return None
     return {**dict(enumerate(last.args)), **(last.kwargs or {})}
 

@@ -112,9 +112,8 @@ class Judge:
         self._departures: Departures | None = None
         self._scaled, self._rank = False, 0
         self._membership: tuple[tuple[int, int, bool], ...] = ()
-        self.left_out = LeftOut(
-            source, self._ledger
-        )  # with the targets of the step that is under way; its update lets them go
+        # With the targets of the step that is under way; its update lets them go.
+        self.left_out = LeftOut(source, self._ledger, lambda: self._nonfinite.words(self._model, self._given))
 
     @property
     def seconds(self) -> float:
@@ -288,11 +287,6 @@ class Judge:
         found = self._nonfinite.ended(at, self._view, scaled=self._scaled)
         if found is not None and all(one.rule != SKIPPED for one in self.fired):  # which names the weight
             self._told_at_once(self._placed(found))
-
-    def passed(self, output: Tensor | None) -> bool:
-        """Hear that a pass begins behind one of which no backward pass came; return whether that was not finite."""
-        given = self._given
-        return self.left_out.passed(output, given, lambda: self._nonfinite.words(self._model, given), self._model)
 
     @property
     def findings(self) -> list[Finding]:

@@ -82,6 +82,7 @@ class Keeper:
         self._kept: set[str] = set()
         self._checkpoint: str | None = None
         self._noted: dict[str, Any] = {}  # of the step that is under way
+        self._noted_at: dict[str, int] = {}  # the step of which each was noted last
         self._noted_of: dict[int, dict[str, Any]] = {}  # of the last two that had their update
         getattr(source, "last_pass", None)  # who asks is kept the passes from now on
         self._losses = LossBaseline()
@@ -99,7 +100,8 @@ class Keeper:
         """Take what the user knows of the present step.
 
         Args:
-            facts: `indices` of the batch's rows in the data, its `targets`, the path of the last `checkpoint`.
+            facts: `indices` of the batch's rows in the data and its `targets`, which are of this step alone; the path
+                of the last `checkpoint`, which stands until another is noted.
 
         Raises:
             UsageError: if it is something else.
@@ -139,6 +141,7 @@ class Keeper:
         """
         self._before_update(step, loss, scaled=scaled)
         self._noted_of = {of: noted for of, noted in self._noted_of.items() if of == step - 1}
+        self._noted_at |= dict.fromkeys(self._noted, step)
         self._noted_of[step], self._noted = self._noted, {}
 
     def _before_update(self, step: int, loss: Tensor | None, *, scaled: bool) -> None:
@@ -209,6 +212,11 @@ class Keeper:
         else:
             missing["weights"] = "the model is not at hand"
         values |= self._noted or self._noted_of.get(step, {})
+        missing |= {
+            name: f"it was noted for step {at} last, and has to be noted in each step"
+            for name, at in self._noted_at.items()
+            if name not in values
+        }
         bundle = Bundle(
             step=step,
             rule=rule,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from levada.diagnose.finding import Finding
 from levada.probe.recorder import tensors
-from levada.watching.given import LOOK, Given, listed, unfit_inputs, unfit_targets
+from levada.watching.given import LOOK, listed, unfit_targets
 from levada.watching.ledger import Ledger
 from levada.watching.reading import plain
 
@@ -22,13 +24,37 @@ RULE: Final = "nonfinite_batches"
 MANY, SHARE = 8, 0.1
 
 
+@dataclass(slots=True, eq=False)
+class _Followed:
+    """A forward pass of training, whose output tells whether a backward pass came to it."""
+
+    step: int
+    nan: bool  # whether its output holds NaN
+    learned: bool = False
+    behind: bool = False  # whether another pass began before its backward pass
+    left: str = ""  # what was not finite of it, if it was held to be left out
+
+
+@dataclass(slots=True)
+class _Several:
+    """Some that were left out: of the first what is to be said, of the others their number."""
+
+    first: int  # its step
+    tensor: str
+    words: str
+    last: int
+    number: int = 1
+
+
 @final
 class LeftOut:
     """Follows batches whose targets or outputs are not finite, and of which no backward pass came.
 
     A loop that goes on to the next batch where its loss is not finite keeps its weights, and nothing that is sampled
-    tells of it: that the data, or the model on them, holds NaN would be known to nobody. A batch counts once the next
-    update came of a finite loss: of two whose losses are added, the first has no backward pass of its own either.
+    tells of it: that the data, or the model on them, holds NaN would be known to nobody. Whether a backward pass came
+    is heard at the output of each pass, so that losses which are added, and let go, are none that was left out. A batch
+    counts once the next update came of a finite loss. Where one was learned from whose targets, or whose output, held
+    NaN, these are meant, as labels that are missing are: they count no more, and what was told is taken back.
 
     Attributes:
         targets: those that were noted since the last update; None without.
@@ -36,80 +62,116 @@ class LeftOut:
     Args:
         source: what is watched, with `steps` and `passed`, as a `Watch` has them.
         ledger: where it is told.
+        words: gives what is not finite now of weights and inputs, as its kind, its name if any, and a sentence.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> source, ledger = SimpleNamespace(steps=0, passed=(0, 0, -1)), Ledger(3, print)
-        >>> left = LeftOut(source, ledger)
-        >>> left.noted(torch.tensor([torch.nan]))
-        >>> source.passed = 1, 0, 0
-        >>> left.noted(torch.ones(1))
-        >>> source.passed = 2, 1, -1
+        >>> source, ledger = SimpleNamespace(steps=0, passed=0), Ledger(3, print)
+        >>> left, weight = LeftOut(source, ledger, tuple), torch.ones(1, requires_grad=True)
+        >>> for target in (torch.nan, 1.0):
+        ...     left.noted(torch.tensor([target]))
+        ...     left.begins()
+        ...     output = 2 * weight
+        ...     left.returned(output)
+        ...     source.passed += 1
+        >>> output.sum().backward()
         >>> _ = left.updated(0, torch.tensor(0.5))
         >>> ledger.findings[0].severity, ledger.findings[0].evidence["step"], ledger.findings[0].evidence["tensor"]
         ('info', 0, 'targets')
     """
 
-    def __init__(self, source: Any, ledger: Ledger) -> None:
+    def __init__(self, source: Any, ledger: Ledger, words: Callable[[], tuple[str, str, str]]) -> None:
         self.targets: Any = None
-        self._source, self._ledger = source, ledger
-        self._noted = 0, 0  # the step, and passes before it
-        self._early = True  # whether targets are noted before the pass that they belong to
+        self._source, self._ledger, self._words = source, ledger, words
         self._before = 0  # passes before the last update
-        self._pending: dict[int, tuple[int, str, str]] = {}  # by pass: its step, what is not finite, and words
-        self._first: tuple[int, str, str] | None = None  # of those that were left out
-        self._last = self._count = self._told = 0
+        self._early = True  # whether targets are noted before the pass that they belong to
+        self._coming: Any = None  # targets of the next pass
+        self._theirs: Any = None  # and of the last one
+        self._pass: _Followed | None = None  # the last one; None if its output tells nothing
+        self._open = False  # whether that was not looked at yet
+        self._reached = 0  # passes that a backward pass came to since the last update
+        self._odd = False  # whether one of these gave NaN
+        self._late = False  # whether one ever came to a pass behind which another had begun
+        self._wrong: set[str] = set()  # held to be left out for these, and it was not
+        self._meant: set[str] = set()  # of targets and signal, what holds NaN and is learned from
+        self._pending: _Several | None = None  # until the next update
+        self._told_of: _Several | None = None  # those that were left out
+        self._told = 0
 
     @property
     def unfit(self) -> bool:
-        """Whether the noted targets hold NaN or Inf."""
-        return bool(_unfit(self.targets))
+        """Whether the noted targets hold NaN or Inf, and are not meant to."""
+        return "targets" not in self._meant and bool(_unfit(self.targets))
 
     @property
-    def _passed(self) -> tuple[int, int, int]:
-        passed: tuple[int, int, int] = getattr(self._source, "passed", (0, 0, 0))
-        return passed
+    def _passed(self) -> int:
+        return int(getattr(self._source, "passed", 0))
 
     @property
     def _step(self) -> int:
         return int(getattr(self._source, "steps", 0))
 
     def noted(self, targets: Any) -> None:
-        """Take the targets of a batch; those before it were left out if a pass, and no backward pass, came of them.
+        """Take the targets of a batch.
 
         Args:
             targets: any nest.
         """
         if self.targets is None:
-            self._early = self._passed[0] == self._before
+            self._early = self._passed == self._before
+        self.targets = targets
+        if self._early:
+            self._coming = targets
         else:
-            self._look()
-        self.targets, self._noted = targets, (self._step, self._passed[0])
+            self._theirs = targets
 
-    def passed(
-        self, output: Tensor | None, given: Given | None, words: Callable[[], tuple[str, str, str]], model: Any
-    ) -> bool:
-        """Hear that a pass begins behind one of which no backward pass came; return whether that was not finite.
+    def begins(self) -> None:
+        """Hear that a pass begins: the last one was left out so far, if no backward pass came to it."""
+        one, behind, self._open = self._pass, self._open, False
+        if one is None or one.learned or not behind:
+            return
+        one.behind = True
+        if one.nan and "signal" not in self._meant:
+            self._keep(one, "signal", "")
+        elif "targets" in self._meant or (self._late and _away(self._theirs)):
+            return
+        elif found := _unfit(self._theirs):
+            self._keep(one, "targets", f"{listed(found)}.")
+
+    def returned(self, output: Tensor | None) -> None:
+        """Hear what a pass of training gave, and listen there for its backward pass.
 
         Args:
-            output: what it gave; None if that is gone. On an accelerator it is not waited for.
-            given: what the model was called with then, as far as it is at hand.
-            words: gives what is not finite now, as its kind, its name if it has one, and a sentence.
-            model: the model, whose forward names its arguments.
+            output: its output; None if it has none. On an accelerator it is not looked at.
         """
-        with suppress(Exception):  # what outputs and inputs are made of is the user's
-            if output is None:
-                cpu = all(one.device.type == "cpu" for one in tensors(given))
-                bad = cpu and any(not one.meant for one in unfit_inputs(given or {}, model))
-            else:
-                bad = output.device.type == "cpu" and bool(torch.isnan(plain(output.detach())).any())
-            if bad:
-                kind, _, sentence = words()
-                tensor = kind if kind in ("inputs", "weight", "buffer") else "signal"
-                said = sentence if output is None else f"the output holds NaN. {sentence}"
-                self._pending[self._passed[0]] = self._step, tensor, said
-            return bad
-        return False
+        self._theirs, self._coming = self._coming, None
+        self._pass, self._open = None, False
+        if output is None or not output.requires_grad or output.is_leaf:
+            return
+        with suppress(Exception):  # what an output is made of is the user's
+            value = plain(output.detach())
+            one = _Followed(self._step, value.device.type == "cpu" and value.numel() > 0 and _holds_nan(value))
+
+            def reached(gradient: Tensor) -> None:
+                self._learned(one)
+
+            output.register_hook(unserializable_hook(reached))  # type: ignore[no-untyped-call]
+            self._pass, self._open = one, True
+
+    def _learned(self, one: _Followed) -> None:
+        one.learned = True
+        self._reached += 1
+        self._late |= one.behind
+        self._odd |= one.nan
+        if one.left:  # it was not left out, its backward pass came later
+            self._wrong.add(one.left)
+
+    def _take_back(self, wrong: set[str]) -> None:
+        """Hear that what is not finite of these is meant."""
+        self._meant |= wrong
+        self._pending = self._told_of = None
+        self._told = 0
+        self._ledger.over(RULE, self._step)
 
     def updated(self, step: int, loss: Tensor | None) -> Any:
         """Hear of an update, and return the targets that were noted for it.
@@ -119,68 +181,87 @@ class LeftOut:
             loss: its loss; None if it was not seen. On an accelerator it is not waited for.
         """
         targets, self.targets = self.targets, None
-        self._before, backward, _ = self._passed
-        if not self._pending:
+        self._before = self._passed
+        reached, odd, self._reached, self._odd = self._reached, self._odd, 0, False
+        if self._wrong - self._meant:
+            self._take_back(self._wrong)
+        if loss is not None and loss.device.type == "cpu" and not bool(loss.isfinite()):
+            self._pending = None
             return targets
-        if not backward or (loss is not None and loss.device.type == "cpu" and not bool(loss.isfinite())):
-            self._pending.clear()
-        else:
-            self._take()
-            if self._count >= 2 * self._told:  # it is told again where there are twice as many
-                self._tell(step)
+        if not reached:
+            return targets
+        if odd and "signal" not in self._meant:
+            self._take_back({"signal"})
+        learned = self._pass is not None and self._pass.learned
+        waits = self._pending is not None or self._told_of is not None
+        if learned and "targets" not in self._meant and (waits or not _away(targets)) and _unfit(targets):
+            self._take_back({"targets"})
+        self._take()
+        if self._told_of is not None and self._told_of.number >= max(1, 2 * self._told):
+            self._tell(step)  # it is told again where there are twice as many
         return targets
 
     def close(self) -> None:
         """Take what waits for another update, which does not come."""
-        if self.targets is not None:
-            self._look()
-            self.targets = None
-        if self._pending and self._passed[1]:
+        self.targets = None
+        if self._wrong - self._meant:
+            self._take_back(self._wrong)
+        if self._before:
             self._take()
-        if self._count > self._told:
+        if self._told_of is not None and self._told_of.number > self._told:
             self._tell(self._step)
 
-    def _look(self) -> None:
-        step, passes = self._noted
-        index = passes + self._early
-        seen, _, beyond = self._passed
-        if index > seen or beyond < (not self._early) or index in self._pending:
+    def _keep(self, one: _Followed, tensor: str, words: str) -> None:
+        one.left = tensor
+        if self._pending is not None:
+            self._pending.number += 1
+            self._pending.last = one.step
             return
-        if found := _unfit(self.targets):
-            self._pending[index] = step, "targets", f"{listed(found)}."
+        kind = tensor
+        if not words and self._told_of is None:
+            with suppress(Exception):  # what weights and inputs are made of is the user's
+                found, _, sentence = self._words()
+                kind = found if found in ("inputs", "weight", "buffer") else tensor
+                words = f"the output holds NaN. {sentence}"
+        self._pending = _Several(one.step, kind, words or "the output holds NaN.", one.step)
 
     def _take(self) -> None:
-        those = list(self._pending.values())
-        self._pending = {}
-        self._first = self._first or those[0]
-        self._last, self._count = those[-1][0], self._count + len(those)
+        those, self._pending = self._pending, None
+        if those is None:
+            return
+        if self._told_of is None:
+            self._told_of = those
+        else:
+            self._told_of.number += those.number
+            self._told_of.last = those.last
 
     def _tell(self, told_at: int) -> None:
-        assert self._first is not None  # there is one
-        first, tensor, words = self._first
-        self._told, passes, many = self._count, self._passed[0], self._count > 1
-        words = words if tensor == "targets" or words.startswith("the output") else f"{words[:1].lower()}{words[1:]}"
-        what = f"{self._count:,} of {passes:,} batches" if many else "a batch"
-        when = f"the first at step {first} and the last at step {self._last}" if many else f"at step {first}"
-        lost = self._count >= MANY and self._count >= SHARE * passes
+        assert self._told_of is not None  # there is one
+        those, passes = self._told_of, self._passed
+        self._told, many = those.number, those.number > 1
+        what = f"{those.number:,} of {passes:,} batches" if many else "a batch"
+        when = (
+            f"the first at step {those.first} and the last at step {those.last}" if many else f"at step {those.first}"
+        )
+        lost = those.number >= MANY and those.number >= SHARE * passes
         finding = Finding(
             rule=RULE,
             severity="warn" if lost else "info",
             status="fired",
-            claim=f"The loop left out {what} before the backward pass, {when}: {'of the first ' * many}{words}",
+            claim=f"The loop left out {what} before the backward pass, {when}: {'of the first ' * many}{those.words}",
             evidence={
-                "step": first,
-                "last": self._last,
+                "step": those.first,
+                "last": those.last,
                 "told_at": told_at,
-                "tensor": tensor,
-                "number": self._count,
+                "tensor": those.tensor,
+                "number": those.number,
                 "passes": passes,
                 "explained_by": "place",
                 "tests": {"values": "looked at exactly"},
             },
             consequence="The weights are not harmed; what these batches hold is not learned.",
             falsify="Print the loss of that batch: if it is finite, this is wrong.",
-            remedies=(LOOK,) if tensor in ("inputs", "targets") else (),
+            remedies=(LOOK,) if those.tensor in ("inputs", "targets") else (),
             source="IEEE 754: a NaN stays one through every sum and product",
         )
         self._ledger.stand(finding, renew=True)
@@ -191,3 +272,14 @@ def _unfit(targets: Any) -> list[Any]:
     with suppress(Exception):  # what they are made of is the user's
         return [one for one in unfit_targets(targets) if not one.meant]
     return []
+
+
+def _away(targets: Any) -> bool:
+    """Return whether some are on a device that would have to be waited for."""
+    with suppress(Exception):
+        return any(one.device.type != "cpu" for one in tensors(targets))
+    return True
+
+
+def _holds_nan(value: Tensor) -> bool:
+    return bool(torch.isnan(value if value.is_complex() else value.amax()).any())  # NaN is the largest

@@ -7,9 +7,8 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,12 @@ from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
 from levada.watching.tracing import symbolic
 
+if TYPE_CHECKING:
+    from levada.watching.left_out import LeftOut
+
 __all__ = ["Passes"]
 
 _BUFFERS = 16 * 2**20  # bytes of buffers that are copied
-_HABIT: Final = 8  # backward passes, of which the least number of passes that one took is what the next one takes
 _CALL: Final = nn.Module._call_impl.__code__
 
 
@@ -86,9 +87,10 @@ class Passes:
         self.skips, self.alike, self._parts = Skips(model), Alike(), Parts(model)
         self._under = _Under()
         self.seen = self.backward = 0  # passes with gradients, and backward passes
-        self.left_out: Callable[[Tensor | None], bool] | None = None  # hears of one without the other
+        self.counted = 0  # passes in the mode in which the model learns
+        self.left_out: LeftOut | None = None  # hears of one without a backward pass
         self._ran, self._learners = set[int](), set[int]()  # threads: of passes, and those that call backward too
-        self._since, self._habit = 0, deque[int](maxlen=_HABIT)  # passes since a backward pass, and what one took
+        self._beside = 0  # passes of other threads since a backward pass
         self._model = model
         self._cap = cap
         self._begin, self._end, self._spent, self._fail = begin, end, spent, fail
@@ -153,12 +155,14 @@ class Passes:
         return Pass(step, args, kwargs, dict(states), None, autocast)
 
     def inputs(self) -> dict[int | str, Tensor]:
-        """Return the tensors that the last pass with gradients was called with, as far as they are still there.
+        """Return the tensors that the last pass with gradients of this step was called with, as far as they are there.
 
         Where the model itself is not called, those of its first part that is.
         """
         if not self.seen:
             return self._parts.given()
+        if self._step != self._next:  # none of this step was seen
+            return {}
         return {key: tensor for key, given in self._given.items() if (tensor := given()) is not None}
 
     def step(self, step: int) -> None:
@@ -179,21 +183,19 @@ class Passes:
         """Return what the last pass gave, if it is the first without a backward pass and the loop still holds it."""
         return None if self._output is None or not self.waits else self._output()
 
-    @property
-    def passed(self) -> tuple[int, int, int]:
-        """Passes with gradients, backward passes, and how many more than usual wait for the next one."""
-        return self.seen, self.backward, self._since - min(self._habit, default=1)
-
     def learned(self, roots: Sequence[Tensor]) -> None:
         """Hear that a backward pass was this model's.
 
         Args:
             roots: the scalars at which it began.
         """
-        self._learners |= {threading.get_ident()} & self._ran
+        own = threading.get_ident()
+        if self._beside and self._step < self._next:  # of this step only the passes that were held to be apart
+            self._learners.clear()
+            self._ran.discard(own)
+        self._beside = 0
+        self._learners |= {own} & self._ran
         self.backward += 1
-        self._habit.append(self._since)
-        self._since = 0
         self.skips.learned(roots)
 
     def inside(self) -> bool:
@@ -227,11 +229,11 @@ class Passes:
         if under.learning:
             self._ran.add(threading.get_ident())
         if under.learning and under.apart:
+            self._beside += 1
             self._begin()
         elif under.learning:
             self.look()
             self.seen += 1
-            self._since += 1
             self._waited |= self.skips.waits
             self._number = self._number + 1 if self._step == self._next and self.seen > 1 else 1
             self._step = self._next
@@ -244,11 +246,9 @@ class Passes:
             self._begin()
 
     def look(self) -> None:
-        """Let the last pass be looked at if it was left without a backward pass, by what these usually take."""
-        if self.left_out is None or not self.skips.waits or self.passed[2] < 0:
-            return
-        output = None if self._output is None else self._output()
-        self._since -= self.left_out(output)
+        """Let the last pass be looked at, if it was left without a backward pass."""
+        if self.left_out is not None:
+            self.left_out.begins()
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._inputs is not None and self._of != self._step:
@@ -277,6 +277,10 @@ class Passes:
             if not self._continues:
                 self.skips.returned(output, training=module.training)
             value = first_floating(output)
+            if not self._continues and module.training == self.skips.counted:
+                self.counted += 1
+                if self.left_out is not None:
+                    self.left_out.returned(value)
             self._output = None if value is None else weakref.ref(value)
             keeps = self._keeps and self._inputs is not None
             if keeps and value is not None and value.requires_grad and not value.is_leaf:

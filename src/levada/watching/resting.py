@@ -16,7 +16,9 @@ class Resting:
     """Follows the steps of several optimizers, and which of them made none for longer than their habit explains.
 
     Optimizers that take turns rest as long as their turns are. One that is no longer called, as behind a gate that
-    does not open again, rests for good; so does one that was to train for a while. What it holds tells no more.
+    does not open again, rests for good; so does one that was to train for a while. What it holds tells no more. The
+    updates before the first step of an optimizer are a rest too, as it may be slow; one that never stepped does not
+    rest.
 
     Attributes:
         since: number of the optimizer -> the step of its last step, of those that rest for longer than is usual.
@@ -52,8 +54,7 @@ class Resting:
         for i, each in enumerate(optimizers):
             made = times(each)
             if made > self._times[i]:
-                if self._times[i]:
-                    self._longest[i] = max(self._longest[i], step - 1 - self._last[i])
+                self._longest[i] = max(self._longest[i], step - 1 - self._last[i])
                 self._times[i], self._last[i] = made, step - 1
         self.since = {
             i: last

@@ -114,7 +114,7 @@ class Skips:
             output: any nest.
             training: the model's mode.
         """
-        if training != self._counted:
+        if training != self.counted:
             self._other = training
             return
         self._judge()
@@ -146,7 +146,7 @@ class Skips:
             self._judge()
             self._count()
         else:
-            self._mode = self._counted
+            self._mode = self.counted
         self.waits, self._other = False, None
         new, self._behind = self._passes - self._behind, self._passes
         self._weighed += min(new, max(_OF_ONE - self._added, 0))
@@ -181,7 +181,7 @@ class Skips:
             self.tell(None)
 
     @property
-    def _counted(self) -> bool:
+    def counted(self) -> bool:
         """The mode in which passes are counted."""
         return self._mode is None or self._mode
 

@@ -34,7 +34,20 @@ class _Still:
     since: int  # the update before which it was first seen so
     version: int
     numbers: Tensor | None = None
-    had: int = 0  # looks at which it had a gradient since then
+    had: int = 0  # looks at which it had a gradient since then, each time another
+    gradient: weakref.ref[Tensor] | None = None  # of the last look
+    written: int = 0  # its version then
+
+    def another(self) -> Tensor | None:
+        """Return its gradient, if that is another than at the last look: what lies there from before tells nothing."""
+        p = self.held()
+        gradient = None if p is None else p.grad
+        known, written = self.gradient, self.written
+        self.gradient = None if gradient is None else weakref.ref(gradient)
+        self.written = 0 if gradient is None else gradient._version
+        if gradient is None or (known is not None and known() is gradient and written == self.written):
+            return None
+        return gradient
 
     @property
     def zero(self) -> bool:
@@ -135,7 +148,9 @@ class Unoptimised:
         for name, p in ((plain_name(n), p) for n, p in some if not nn.parameter.is_lazy(p)):
             known = before.get(name)
             same = known is not None and known.held() is p
-            self._still[name] = known if known and same else _Still(weakref.ref(p), self._updates, p._version)
+            self._still[name] = still = known if known and same else _Still(weakref.ref(p), self._updates, p._version)
+            if still is not known:
+                still.another()
 
     def _send(self) -> None:
         """Copy some numbers of each parameter and of its gradient to the host."""
@@ -149,7 +164,7 @@ class Unoptimised:
             if p._version != still.version:
                 still.version, still.since, still.had, still.numbers = p._version, self._updates, 0, None
             those.append(still)
-            for some in (some_of(p.detach()), some_of(p.grad)):
+            for some in (some_of(p.detach()), some_of(still.another())):
                 pieces.append(some)
                 sizes.append(some.numel())
         if sum(sizes):

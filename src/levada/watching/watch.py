@@ -108,9 +108,9 @@ class Watch:
         return self._engine.steps
 
     @property
-    def passed(self) -> tuple[int, int, int]:
-        """Forward passes of training, backward passes, and of the former how many more than usual wait for one."""
-        return self._engine.passes.passed
+    def passed(self) -> int:
+        """Forward passes of training: with gradients, in the mode in which the model learns."""
+        return self._engine.passes.counted
 
     @property
     def overhead(self) -> float:
@@ -250,7 +250,8 @@ class Watch:
         """Tell what the present step is made of, for a bundle that may be kept of it.
 
         Args:
-            facts: `indices` of the batch's rows in the data, its `targets`, the path of the last `checkpoint`.
+            facts: `indices` of the batch's rows in the data and its `targets`, to be noted in each step, also where
+                they stay the same; the path of the last `checkpoint`, which stands until another is noted.
 
         Raises:
             UsageError: if it is something else.
@@ -387,7 +388,7 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
             raise UsageError(f"{rule}: {error.strerror or error}.") from error
         made.run = recording.folder
     made.judge = judge = Judge(made, keep=made.run, every=made._engine.cadence.every)
-    made._engine.passes.left_out, made._engine.unfit = judge.passed, lambda: judge.left_out.unfit
+    made._engine.passes.left_out, made._engine.unfit = judge.left_out, lambda: judge.left_out.unfit
     made._listeners.insert(0, judge)  # whoever hears of a sample finds what was found in it
     if recording is not None:
         made.listen(recording)
