@@ -168,6 +168,15 @@ def test_it_may_be_checkpointed_whatever_is_kept_of_it():
         torch.testing.assert_close(run(function, tensors, FEW), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("function", [in_one, in_two])
+def test_what_was_saved_may_come_back_in_another_layout(function):
+    tensors = arguments(70, 4, 5, FEW)
+    expected = run(function, tensors, FEW)
+    turned = lambda x: x.detach().mT.contiguous().mT if x.ndim > 1 else x.detach()  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(turned, lambda x: x):
+        torch.testing.assert_close(run(function, tensors, FEW), expected)
+
+
 def test_threads_and_autocast_change_nothing():
     tensors = arguments(300, 4, 40, FEW, torch.float32)
     expected = run(in_one, tensors, FEW)

@@ -7,8 +7,11 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
+from levada._errors import UsageError
 from levada.ops import _kernels, write_streams
+from levada.ops._define import is_direct
 from levada.ops.manifold import Form, cpu, read_streams, reference
+from levada.ops.manifold.ahead import write_and_read
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
@@ -210,3 +213,48 @@ def test_numbers_whose_sign_or_memory_is_not_made_yet_are_read_as_what_they_are(
     none, out, weights, mix = torch._efficientzerotensor((5, 4, 8)), made[:, 0], made[..., 0], made[..., :4]
     for found, expected in ((negative, made), (none, torch.zeros(5, 4, 8))):
         torch.testing.assert_close(write_streams(found, out, weights, mix), write_streams(expected, out, weights, mix))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s, p, c, b: (s[0, 0], p, c, b), "state must be"),
+        (lambda s, p, c, b: (s.long(), p, c, b), "state must be"),
+        (lambda s, p, c, b: (s, p[:8], c, b), r"projection must be \(24, 32\)"),
+        (lambda s, p, c, b: (s, p[:, 1:], c, b), r"projection must be \(24, 32\)"),
+        (lambda s, p, c, b: (s, p, c[:2], b), r"scale must be \(3,\)"),
+        (lambda s, p, c, b: (s, p, c, b[:8]), r"bias must be \(24,\)"),
+        (lambda s, p, c, b: (s, p, c.to("meta"), b), "scale must be .* on cpu as the streams are"),
+        (lambda s, p, c, b: (s, p, c, b.long()), "bias must be of real floating point"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, words):
+    given = change(*arguments(3, 4, 8, FORMS["paper"]))
+    with pytest.raises(UsageError, match=words):
+        read_streams(*given, FORMS["paper"])
+    state, *parameters = given
+    if state.ndim == 3 and state.is_floating_point():
+        with pytest.raises(UsageError, match=words):
+            write_and_read(state, state[:, 0], state[..., 0], state[..., :4], *parameters, FORMS["paper"])
+
+
+def test_loops_take_only_what_is_in_memory_whatever_comes_first():
+    state, *parameters = arguments(3, 4, 8, FORMS["paper"])
+    for k in range(3):
+        given = [x.to("meta") if i == k else x for i, x in enumerate(parameters)]
+        assert cpu.loops_for(state, FORMS["paper"], *given) is None
+        assert not is_direct(state, *given)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_it_may_be_traced():
+    state, *parameters = (x.detach() for x in arguments(3, 4, 8, FORMS["few"]))
+
+    def layer(x):
+        read, _, writes, mix, x = read_streams(x, *parameters, FORMS["few"])
+        return write_streams(x, read, writes, mix)
+
+    traced = torch.jit.trace(layer, (state,), check_trace=False)
+    assert "levada::" not in str(traced.graph)  # plain operations, which need no library
+    other = torch.randn_like(state)
+    torch.testing.assert_close(traced(other), layer(other))

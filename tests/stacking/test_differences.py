@@ -205,6 +205,25 @@ def test_a_tensor_that_is_made_at_the_first_call_is_not_recorded(before, batch):
     torch.testing.assert_close(gradients(stacked, batch), gradients(plain, batch))
 
 
+def test_a_dictionary_that_a_layer_puts_in_another_order_counts(batch):
+    class Turning(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            name = next(iter(self.scales))
+            self.scales[name] = scale = self.scales.pop(name)
+            return super().forward(x) * scale
+
+    def make() -> nn.Module:
+        made = Turning(DIM, DIM)
+        made.scales = {"a": 1.0, "b": 0.5, "c": 0.25}
+        return made
+
+    plain, stacked = pair(make)
+    with pytest.warns(UserWarning, match="changes an attribute of its own"):
+        assert torch.equal(stacked(batch), plain(batch))
+    for _ in range(3):
+        assert torch.equal(stacked(batch), plain(batch))
+
+
 class Power(enum.Enum):
     ONE, TWO = 1.0, 2.0
 

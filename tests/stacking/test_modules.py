@@ -11,6 +11,7 @@ import torch
 from tests.stacking.stacks import DEPTH, DIM, pair
 from torch import Tensor, nn
 
+from levada._errors import UsageError
 from levada.connections import Plain
 from levada.stacking import modules
 from levada.stacking.kinds import Kind, same
@@ -61,6 +62,8 @@ CHANGES = {
     "buffer of other strides": lambda b: setattr(b.linear.shift, "data", torch.arange(2.0 * DIM)[::2]),
     "another buffer": lambda b: b.linear.register_buffer("more", torch.ones(DIM)),
     "first buffer of a module": lambda b: b.act.register_buffer("shift", torch.ones(DIM)),
+    "table of attributes": lambda b: setattr(b, "__dict__", {**b.__dict__, "by": 3.0}),
+    "table of a child's attributes": lambda b: setattr(b.act, "__dict__", {**b.act.__dict__, "forward": lambda x: x}),
     "table of buffers": lambda b: setattr(b.linear, "_buffers", {"shift": torch.ones(DIM)}),
 }
 
@@ -93,6 +96,20 @@ def test_a_change_after_calls_without_one_counts(name, which, counted, batch, mo
             assert torch.equal(stacked(batch), plain(batch))
 
 
+def test_a_table_of_parameters_that_is_replaced_is_an_error(batch):
+    plain, stacked = pair(Holder, Plain)
+    with torch.no_grad():
+        for _ in range(3):
+            stacked(batch)
+        linear = stacked[2].branch.linear
+        before, linear._parameters = linear._parameters, dict(nn.Linear(DIM, DIM).named_parameters())
+        with pytest.warns(UserWarning, match="the tree of modules"), pytest.raises(UsageError, match="of its own now"):
+            stacked(batch)
+        assert dict.__getitem__(stacked[0].branch.linear._parameters, "weight") is None  # what was installed is taken out
+        linear._parameters = before
+        assert torch.equal(stacked(batch), plain(batch))
+
+
 @pytest.mark.parametrize(
     ("some", "other", "expected"),
     [
@@ -103,6 +120,9 @@ def test_a_change_after_calls_without_one_counts(name, which, counted, batch, mo
         (np.float64(0.5), 0.5, False),
         ([1, (0.0,)], [1, (-0.0,)], False),
         ({"by": {0.0}}, {"by": {-0.0}}, False),
+        ({("a", 0.0)}, {("a", -0.0)}, False),
+        ({frozenset({(1,)})}, {frozenset({(True,)})}, False),
+        ({("a", frozenset({0.0}))}, {("a", frozenset({0.0}))}, True),
         ({"by": [float("inf")]}, {"by": [float("inf")]}, True),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}, False),
         (torch.ones(2), torch.ones(2), False),

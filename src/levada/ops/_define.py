@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
@@ -87,8 +88,8 @@ def plain_operations() -> Iterator[None]:
 
 
 def is_observed() -> bool:
-    """Return whether plain operations are asked for."""
-    return bool(_observers)
+    """Return whether plain operations are asked for; `torch.jit.trace` asks, to which sizes are tensors."""
+    return bool(_observers) or torch._C._is_tracing()
 
 
 def is_special(*tensors: Tensor) -> bool:
@@ -117,9 +118,10 @@ def is_direct(*tensors: Tensor | None) -> bool:
     at_work = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or is_special(*given)
     # Kernels read memory by its address, where such numbers are not, or not with their sign.
     unmade = any(map(Tensor.is_neg, given)) or any(map(Tensor._is_zerotensor, given))
-    return given[0].device.type == "cpu" and not at_work and not unmade
+    return all(map(_on_cpu, given)) and not at_work and not unmade
 
 
+_on_cpu = operator.attrgetter("is_cpu")
 _PLAIN: Final = frozenset({Tensor, torch.nn.Parameter})
 
 

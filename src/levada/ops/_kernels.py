@@ -24,7 +24,7 @@ def takes(state: Tensor, *others: Tensor) -> bool:
         state: the streams.
         *others: the parameters.
     """
-    same = all(x.dtype == state.dtype for x in others)
+    same = all(x.dtype == state.dtype and x.device == state.device for x in others)
     return _FOUND and same and state.device.type == "cpu" and state.dtype in TYPES
 
 

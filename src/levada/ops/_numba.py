@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -31,6 +32,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="levada-ops")
 
 
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads, and would wait for them
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _array(x: Tensor) -> Any:
     return (x.detach() if x.requires_grad else x).numpy()  # a call is a microsecond, of which there are dozens a layer
 
@@ -54,7 +59,8 @@ def over_tokens(function: Callable[..., Any], tensors: Sequence[Any], *options: 
     ends = _ends(tokens, (work or max(array.size for array in arrays)) if torch.get_num_threads() > 1 else 0)
     if len(ends) == 2:
         return [function(*arrays, *options)]
-    return _together(function, [[*(array[a:b] for array in arrays), *options] for a, b in itertools.pairwise(ends)])
+    calls = [[*(array[a:b] for array in arrays), *options] for a, b in itertools.pairwise(ends)]
+    return _together(function, calls, arrays)
 
 
 def over_addresses(function: Callable[..., Any], tensors: Sequence[Tensor], *options: Any) -> list[Any]:
@@ -70,10 +76,16 @@ def over_addresses(function: Callable[..., Any], tensors: Sequence[Tensor], *opt
 
     Returns:
         What each call returned, in the order of the tokens.
+
+    Raises:
+        ValueError: if a tensor is not contiguous: its numbers would be taken for others.
     """
+    if not all(map(Tensor.is_contiguous, tensors)):
+        strides = [x.stride() for x in tensors]
+        raise ValueError(f"tensors of which addresses are taken must be contiguous, got strides {strides}. Copy them.")
     addresses = tuple([x.data_ptr() for x in tensors])
     ends = _ends(len(tensors[0]), tensors[0].numel())
-    return _together(function, [[addresses, a, b, *options] for a, b in itertools.pairwise(ends)])
+    return _together(function, [[addresses, a, b, *options] for a, b in itertools.pairwise(ends)], tensors)
 
 
 def _ends(tokens: int, work: int) -> list[int]:
@@ -82,10 +94,16 @@ def _ends(tokens: int, work: int) -> list[int]:
     return [tokens * i // threads for i in range(threads + 1)]
 
 
-def _together(function: Callable[..., Any], calls: Sequence[Sequence[Any]]) -> list[Any]:
-    waiting = [_pool(len(calls) - 1).submit(function, *call) for call in calls[1:]]
+def _together(function: Callable[..., Any], calls: Sequence[Sequence[Any]], memory: Sequence[Any]) -> list[Any]:
+    # The caller may be interrupted here: what loops of other threads still write to must not be given up before.
+    waiting = [_pool(len(calls) - 1).submit(_holding, memory, function, call) for call in calls[1:]]
     first = function(*calls[0])
     return [first, *(one.result() for one in waiting)]
+
+
+def _holding(memory: Sequence[Any], function: Callable[..., Any], call: Sequence[Any]) -> Any:
+    """Call a function, and keep the memory whose addresses it has until it returns."""
+    return function(*call)
 
 
 @intrinsic  # type: ignore[misc, unused-ignore]

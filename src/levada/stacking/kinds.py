@@ -93,4 +93,9 @@ def same(some: Any, other: Any) -> bool:
 
 
 def _told(value: Any) -> Any:
-    return (type(value), repr(value)) if isinstance(value, numbers.Number) else value
+    """Return what only equals what does the same, of a number or an element of a set."""
+    if isinstance(value, numbers.Number):
+        return type(value), repr(value)
+    if isinstance(value, tuple):
+        return type(value), *map(_told, value)
+    return frozenset(map(_told, value)) if isinstance(value, frozenset) else value

@@ -19,6 +19,8 @@ __all__ = ["OTHERS", "Modules"]
 
 OTHERS = "others"  # in place of what the layers were
 _read_tables = operator.itemgetter("_buffers", "_modules", *HOOKS)
+_read_state = operator.attrgetter("__dict__")
+_read_parameters = operator.itemgetter("_parameters")
 _LOOKS: tuple[Callable[[Any], Any], ...] = (
     *(Tensor.size, Tensor.stride, Tensor.is_neg, Tensor.is_conj),
     *map(operator.attrgetter, ("dtype", "device", "requires_grad")),
@@ -46,7 +48,9 @@ class Modules:
         )
         self.kinds = [Kind([tree[path] for tree in trees]) for path in trees[0]] if self.alike else []
         self.classes = Classes(modules)
+        self.modules = modules
         self.states = [module.__dict__ for module in modules]
+        self.parameters = [module._parameters for module in modules]
         self.children = [*itertools.chain.from_iterable(module._modules.values() for module in modules)]
         self.buffers = [(module, name) for module in modules for name in module._buffers] if self.alike else []
         self.names = _names(module._buffers for module in modules)
@@ -63,13 +67,16 @@ class Modules:
 
     def difference(self) -> str:
         """Return what is not the same in all layers; `OTHERS` if they are no longer what they were."""
+        if not all(map(operator.is_, map(_read_state, self.modules), self.states)):
+            return OTHERS
         if self._known is not None and self._known == self._versions() and not any(self._empty):
             if self.classes.changed() or _names(self._tables) != self._named:
                 return OTHERS
             return _difference(self._open)
         self._known = None
         self._tables = [state["_buffers"] for state in self.states]
-        if _names(self._tables) != self.names or self.classes.changed():
+        kept = all(map(operator.is_, map(_read_parameters, self.states), self.parameters))
+        if not kept or _names(self._tables) != self.names or self.classes.changed():
             return OTHERS
         if not self.alike or not self._find_tables():
             return "the tree of modules"

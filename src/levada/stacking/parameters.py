@@ -188,13 +188,18 @@ class StackedParameters(_Held):
         tables: list[tuple[Any, str]] = []
         with self.lock:
             each = [*self.each()]
-            for i, ((path, name), stacked) in enumerate(each):
-                value = stacked if parameters is None else parameters[i]
-                for module, view in zip(self.owners[path, name], value.unbind(0), strict=True):
-                    table: Any = module._parameters
-                    table.install(name, view)
-                    tables.append((table, name))
             try:
+                for i, ((path, name), stacked) in enumerate(each):
+                    value = stacked if parameters is None else parameters[i]
+                    for module, view in zip(self.owners[path, name], value.unbind(0), strict=True):
+                        table: Any = module._parameters
+                        if not isinstance(table, LayerParameters):
+                            raise UsageError(
+                                f"Stack: {path!r} of a layer holds parameters of its own now, and not the stacked "
+                                "ones. Write into these, or call arrange(stacked=False) before."
+                            )
+                        table.install(name, view)
+                        tables.append((table, name))
                 yield
             finally:
                 for table, name in tables:

@@ -30,6 +30,7 @@ class Before:
         self.held: dict[int, tuple[Any, Any]] = {}  # by the object, what it held
         self.classes = [(kind, _attributes(kind)) for kind in classes]
         values: list[Any] = [*states, *(attributes for _, attributes in self.classes)]
+        self.states = {*map(id, values)}
         seen: set[int] = set()
         while values:
             value = values.pop()
@@ -45,7 +46,7 @@ class Before:
 
     def put_back(self) -> bool:
         """Undo all changes, and return whether there were any."""
-        changed = [(now, old) for now, old in self.held.values() if not _unchanged(_contents(now), old)]
+        changed = [(now, old) for now, old in self.held.values() if not self._unchanged(now, old)]
         for now, old in changed:
             if isinstance(now, types.CellType) and old:
                 now.cell_contents = old[0]
@@ -67,11 +68,10 @@ class Before:
             changed += [(kind, name) for name in replaced]
         return bool(changed)
 
-
-def _unchanged(now: Any, old: Any) -> bool:
-    if isinstance(now, dict):  # in any order: what is hidden meanwhile comes back last
-        return now.keys() == old.keys() and all(same(value, old[key]) for key, value in now.items())
-    return same(now, old)
+    def _unchanged(self, now: Any, old: Any) -> bool:
+        if id(now) in self.states:  # in any order: what is hidden meanwhile comes back last
+            return now.keys() == old.keys() and all(same(value, old[key]) for key, value in now.items())
+        return same(_contents(now), old)
 
 
 def _attributes(kind: type) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from levada.ops import _cpu
 from levada.ops._cpu import added, number_of
+from levada.ops._define import empty_like
 from levada.ops._precision import full_precision
 from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
@@ -48,9 +49,8 @@ def read(
     state = state.contiguous()
     with full_precision(state):
         product = projected(state.view(tokens, n * width), projection)
-    found = product.clone(
-        memory_format=torch.contiguous_format
-    )  # the loops divide it; a checkpoint that keeps products keeps this one as it is
+    # The loops divide it; a checkpoint that keeps products keeps this one as it is.
+    found = product.clone(memory_format=torch.contiguous_format)
     inverse = state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)
@@ -65,12 +65,12 @@ def read_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients by state, projection, scale and bias; see the reference."""
     form = Form(*options)
-    loops = loops_for(state, form, projection, scale, bias, by_x, by_reads, by_writes, by_mix, by_new)
+    by = by_x, by_reads, by_writes, by_mix, by_new
+    loops = loops_for(state, form, projection, scale, bias, *by, features, inverse)
     if loops is None:
-        by = by_x, by_reads, by_writes, by_mix, by_new
         return reference.read_backward(*by, state, projection, scale, bias, features, inverse, *options)
     state = state.contiguous()
-    by_state, by_found = torch.empty_like(state), torch.empty_like(features)
+    by_state, by_found = empty_like(state), empty_like(features)
     if by_reads is None:
         by_reads = torch.zeros_like(by_writes)
     given = state, by_x, by_reads, by_writes, by_mix, state if by_new is None else by_new, features, inverse

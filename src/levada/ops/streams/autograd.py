@@ -33,6 +33,8 @@ def differentiable_write(
     if torch.compiler.is_compiling():
         new: Tensor = _WRITE(state, out, weights, mix).view(shape)
         return new
+    if torch._C._is_tracing():  # sizes are tensors then
+        return reference.write(state, out, weights, mix).view(shape)
     function = _Write if torch._C._functorch.peek_interpreter_stack() is None else _Transformed
     if torch._C._len_torch_function_stack():  # whoever looks at operations sees one that has a gradient
         new = function.apply(state, out, weights, mix, tuple(state.shape)).view(shape)  # type: ignore[no-untyped-call]

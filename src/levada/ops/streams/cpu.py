@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from levada.ops._cpu import number_of
-from levada.ops._define import empty_like, import_kernels
-from levada.ops._kernels import TYPES
+from levada.ops._cpu import loops_for, number_of
+from levada.ops._define import empty_like
 from levada.ops.streams import reference
 
 __all__ = ["options_of", "write", "write_backward"]
 
+_LOOPS = "levada.ops.streams.loops"
+
 
 def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
     """Return the new streams, contiguous."""
-    loops = _loops(state, out, weights, mix)
+    loops = loops_for(_LOOPS, state, out, weights, mix)
     if loops is None:
         return reference.write(state, out, weights, mix)
     given, new = _arrays(state, out, weights, mix), empty_like(state)
@@ -32,7 +31,7 @@ def write_backward(
     cotangent: Tensor, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients, contiguous."""
-    loops = _loops(cotangent, state, out, weights, mix)
+    loops = loops_for(_LOOPS, cotangent, state, out, weights, mix)
     if loops is None:
         return reference.write_backward(cotangent, state, out, weights, mix)
     given = _arrays(state, out, weights, mix)
@@ -59,15 +58,6 @@ def options_of(state: Tensor, mix: Tensor | None) -> tuple[object, ...]:
 
 def _follow_tokens(given: list[Tensor]) -> bool:
     return given[2].stride(0) != 0 and given[3].stride(0) != 0
-
-
-def _loops(*tensors: Tensor | None) -> ModuleType | None:
-    """Return the loops if they take these: of one type that they are compiled for, and something to do."""
-    given = [x for x in tensors if x is not None]
-    types = {x.dtype for x in given}
-    if len(types) > 1 or not types <= TYPES or not given[0].numel():
-        return None
-    return import_kernels("levada.ops.streams.loops", "numba")
 
 
 def _arrays(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from levada.ops._kernels import has_kernels
-from levada.ops.manifold import Form, read_streams
+from levada.ops.manifold import Form, fit_reading, read_streams
 from levada.ops.manifold.ahead.autograd import differentiable_pass
 from levada.ops.streams import fit, write_streams
 
@@ -40,9 +40,13 @@ def write_and_read(
         scale: likewise.
         bias: likewise.
         form: likewise.
+
+    Raises:
+        UsageError: as the two do.
     """
     tensors = (state, out, weights, projection, scale, bias, *(() if mix is None else (mix,)))
-    if not (fit(state, out, weights, mix) and has_kernels(*tensors) and _in_one_pass(state)):
+    fitting = fit(state, out, weights, mix) and fit_reading(state, projection, scale, bias, form)
+    if not (fitting and has_kernels(*tensors) and _in_one_pass(state)):
         return read_streams(write_streams(state, out, weights, mix), projection, scale, bias, form)
     leading, tokens = state.shape[:-2], state.shape[:-2].numel()
     flat = (None if x is None else x.reshape(tokens, *x.shape[len(leading) :]) for x in (state, out, weights, mix))

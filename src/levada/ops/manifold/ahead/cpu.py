@@ -52,19 +52,22 @@ def write_and_read_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the gradients; see the reference."""
     form, written = Form(*options), (state, out, weights, mix)
-    found = _loops(form, *written, projection, scale, bias, by_new, by_x, by_reads, by_writes, by_mix)
+    by = by_new, by_x, by_reads, by_writes, by_mix
+    found = _loops(form, *written, projection, scale, bias, *by, new, features, inverse)
     if found is None:
         read = new, projection, scale, bias, features, inverse
-        return reference.write_and_read_backward(by_new, by_x, by_reads, by_writes, by_mix, *written, *read, *options)
+        return reference.write_and_read_backward(*by, *written, *read, *options)
     writing, reading = found
     tokens, n, width = state.shape
     given = _contiguous(*written)
     by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
-    came = [y.contiguous() for y in (new, by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new)]
+    # What was kept, too, may come back in another layout: who saves tensors has the choice.
+    new, features, inverse = (y.contiguous() for y in (new, features, inverse))
+    came = [new, *(y.contiguous() for y in (by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new))]
     by_state, by_out, by_weights, by_old_mix = (empty_like(y) for y in given)
     # What arrives at the new streams is used up at once, but where it is the gradient by the old ones itself.
     most = rows_of(state)
-    arrives, by_features = empty_like(state[:most]), torch.empty_like(features[:most])
+    arrives, by_features = empty_like(state[:most]), empty_like(features[:most])
     by_projection, sums = torch.zeros_like(projection), []
     chosen = (n, width, *options_of(state.dtype, form), by_new is not None)
     own = scale.contiguous(), bias.contiguous()

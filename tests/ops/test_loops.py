@@ -1,0 +1,58 @@
+"""Loops over tokens on a CPU: whose memory they have, other threads, other processes."""
+
+import contextlib
+import gc
+import os
+import threading
+import weakref
+
+import pytest
+import torch
+
+_numba = pytest.importorskip("levada.ops._numba", exc_type=ImportError)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_memory_is_kept_until_the_last_loop_ends_whoever_is_interrupted(two_threads):
+    tensors, go = [torch.zeros(2, 2**16)], threading.Event()
+    kept = weakref.ref(tensors[0])
+
+    def loop(addresses, first, end):
+        if first == 0:
+            raise KeyboardInterrupt
+        go.wait(60)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        _numba.over_addresses(loop, tensors)
+    del tensors
+    gc.collect()
+    assert kept() is not None
+    go.set()
+    _numba._pool(1).submit(int).result()
+    assert kept() is None
+
+
+def test_memory_of_another_layout_is_refused():
+    with pytest.raises(ValueError, match="must be contiguous"):
+        _numba.over_addresses(print, [torch.zeros(3, 2), torch.zeros(2, 3).t()])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_has_threads_of_its_own():
+    _numba._pool(1).submit(int).result()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = _numba._pool(1).submit(int).result(timeout=20)
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
