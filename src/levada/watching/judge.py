@@ -213,6 +213,7 @@ class Judge:
             finding: what was found; None when it is over.
             step: the present step.
         """
+        self.left_out.stands(finding is not None)
         if finding is None:
             self._ledger.over(SKIPPED, step)
             return

@@ -91,6 +91,7 @@ class LeftOut:
         self._open = False  # whether that was not looked at yet
         self._reached = 0  # passes that a backward pass came to since the last update
         self._odd = False  # whether one of these gave NaN
+        self._stands = False  # whether it was told that no update comes any more
         self._late = False  # whether one ever came to a pass behind which another had begun
         self._wrong: set[str] = set()  # held to be left out for these, and it was not
         self._meant: set[str] = set()  # of targets and signal, what holds NaN and is learned from
@@ -128,7 +129,7 @@ class LeftOut:
     def begins(self) -> None:
         """Hear that a pass begins: the last one was left out so far, if no backward pass came to it."""
         one, behind, self._open = self._pass, self._open, False
-        if one is None or one.learned or not behind:
+        if one is None or one.learned or not behind or self._stands:
             return
         one.behind = True
         if one.nan and "signal" not in self._meant:
@@ -172,6 +173,14 @@ class LeftOut:
         self._pending = self._told_of = None
         self._told = 0
         self._ledger.over(RULE, self._step)
+
+    def stands(self, still: bool) -> None:
+        """Hear that it was told that training stands still, which tells of all these batches, or goes on.
+
+        Args:
+            still: whether it stands still.
+        """
+        self._stands, self._pending = still, None
 
     def updated(self, step: int, loss: Tensor | None) -> Any:
         """Hear of an update, and return the targets that were noted for it.
