@@ -89,7 +89,7 @@ def plain_operations() -> Iterator[None]:
 
 def is_observed() -> bool:
     """Return whether plain operations are asked for; `torch.jit.trace` asks, to which sizes are tensors."""
-    return bool(_observers) or torch._C._is_tracing()
+    return bool(_observers) or (not torch.compiler.is_compiling() and torch._C._is_tracing())
 
 
 def is_special(*tensors: Tensor) -> bool:
