@@ -105,7 +105,8 @@ def test_a_table_of_parameters_that_is_replaced_is_an_error(batch):
         before, linear._parameters = linear._parameters, dict(nn.Linear(DIM, DIM).named_parameters())
         with pytest.warns(UserWarning, match="the tree of modules"), pytest.raises(UsageError, match="of its own now"):
             stacked(batch)
-        assert dict.__getitem__(stacked[0].branch.linear._parameters, "weight") is None  # what was installed is taken out
+        # What was installed is taken out.
+        assert dict.__getitem__(stacked[0].branch.linear._parameters, "weight") is None
         linear._parameters = before
         assert torch.equal(stacked(batch), plain(batch))
 
