@@ -333,7 +333,7 @@ class Watched(SimpleNamespace):
         self.sites = tuple(Site(str(i), i, "Linear", (2, 3), (f"{i}.weight", f"{i}.bias")) for i in range(3))
 
     def call(self, inputs):
-        self.last_pass = SimpleNamespace(args=(inputs,), kwargs={})
+        self.last_pass = SimpleNamespace(args=(inputs,), kwargs={}, step=7)
 
 
 def seen_before_update(spoil):
