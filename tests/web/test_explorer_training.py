@@ -43,7 +43,7 @@ def test_the_defaults_show_degradation_while_it_happens(visit: Visit) -> None:
     page.get_by_role("button", name="Train again").wait_for(timeout=120_000)
     (sentence,) = sentences(page)
     assert "plain has learned nothing yet" in sentence
-    of_each = r" has a training loss of ([\d.]+) and knows ([\d.]+) %"
+    of_each = r" has a training loss of ([\d.]+) and knows ([\d.]+)\s%"
     found = re.search(f"plain{of_each}.*residual{of_each}", sentence)
     assert found is not None
     plain_loss, plain_accuracy, residual_loss, residual_accuracy = map(float, found.groups())
@@ -218,7 +218,7 @@ def test_held_out_digits_are_another_measure(visit: Visit) -> None:
     # What is held out is another set of digits, of which the page says how many the network knows.
     assert last["residual, loss, held out"] != last["residual, loss, training"]
     (sentence,) = sentences(page)
-    assert f"and knows {last['residual, accuracy in %, held out']:.3g} % of the held-out digits" in sentence
+    assert f"and knows {last['residual, accuracy in %, held out']:.3g}\u00a0% of the held-out digits" in sentence
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light"), (1280, "dark")])
