@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import unserializable_hook
 
 from levada.diagnose.finding import Finding
 from levada.probe.recorder import tensors
+from levada.watching.arrivals import Arrival, hear_gradient
 from levada.watching.given import LOOK, listed, unfit_targets
 from levada.watching.ledger import Ledger
 from levada.watching.reading import plain
@@ -152,14 +153,10 @@ class LeftOut:
         with suppress(Exception):  # what an output is made of is the user's
             value = plain(output.detach())
             one = _Followed(self._step, value.device.type == "cpu" and value.numel() > 0 and _holds_nan(value))
-
-            def reached(gradient: Tensor) -> None:
-                self._learned(one)
-
-            output.register_hook(unserializable_hook(reached))  # type: ignore[no-untyped-call]
+            hear_gradient(output, Arrival(self._learned, one))
             self._pass, self._open = one, True
 
-    def _learned(self, one: _Followed) -> None:
+    def _learned(self, one: _Followed, gradient: Tensor | None) -> None:
         one.learned = True
         self._reached += 1
         self._late |= one.behind
@@ -194,14 +191,14 @@ class LeftOut:
         reached, odd, self._reached, self._odd = self._reached, self._odd, 0, False
         if self._wrong - self._meant:
             self._take_back(self._wrong)
-        if loss is not None and loss.device.type == "cpu" and not bool(loss.isfinite()):
+        if loss is not None and loss.device.type == "cpu" and not math.isfinite(loss.item()):
             self._pending = None
             return targets
         if not reached:
             return targets
         if odd and "signal" not in self._meant:
             self._take_back({"signal"})
-        learned = self._pass is not None and self._pass.learned
+        learned = targets is not None and self._pass is not None and self._pass.learned
         waits = self._pending is not None or self._told_of is not None
         if learned and "targets" not in self._meant and (waits or not _away(targets)) and _unfit(targets):
             self._take_back({"targets"})
@@ -291,4 +288,6 @@ def _away(targets: Any) -> bool:
 
 
 def _holds_nan(value: Tensor) -> bool:
-    return bool(torch.isnan(value if value.is_complex() else value.amax()).any())  # NaN is the largest
+    if value.is_complex():
+        return bool(torch.isnan(value).any())
+    return math.isnan(value.amax().item())  # NaN is the largest

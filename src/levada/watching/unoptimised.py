@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levada.diagnose.finding import Finding, Proposal
 from levada.probe.trace import Site
-from levada.watching.places import original, plain_name
+from levada.watching.places import listed, original, plain_name
 from levada.watching.reading import plain
 from levada.watching.transfer import OnItsWay
 
@@ -141,7 +141,11 @@ class Unoptimised:
 
     def _follow(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
         held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
-        those = [(n, p) for n, p in original(model).named_parameters() if p.requires_grad and id(p) not in held]
+        inner = original(model)
+        if all(id(p) in held or not p.requires_grad for p in listed(inner)):  # as a rule: names take their time
+            self._still = {}
+            return
+        those = [(n, p) for n, p in inner.named_parameters() if p.requires_grad and id(p) not in held]
         # Evenly, and the same ones again while the same are left out.
         some = [those[i * len(those) // _MOST] for i in range(_MOST)] if len(those) > _MOST else those
         before, self._still = self._still, {}
@@ -190,7 +194,7 @@ class Unoptimised:
             for name, still in self._still.items()
             if self._updates - still.since >= UPDATES and still.had >= _HAD and name not in self._moved
         }
-        closed = _closed(stands, sites, starved())
+        closed = _closed(stands, sites, starved()) if stands else {}
         if stands == self._told and tuple(closed) == self._gates:
             return False
         self._moved |= {name for name, still in self._told.items() if self._still.get(name) is still} - set(stands)
