@@ -51,6 +51,25 @@ def test_a_question_that_is_given_up_leaves_no_answer_for_the_next(root: Path) -
     assert asyncio.run(ask()) == "study"
 
 
+@pytest.mark.parametrize("start", [False, True])
+def test_a_process_that_ended_between_two_questions_is_started_anew(root: Path, start: bool) -> None:
+    async def ask() -> str:
+        reader = Reader(root)
+        await reader.start()
+        assert reader._process is not None
+        os.kill(first := reader._process.pid, signal.SIGKILL)
+        await reader._process.wait()
+        try:
+            if start:
+                await reader.start()
+                assert reader._process.pid != first
+            return str(json.loads(await reader.ask("row", run="study", id=identity("study")))["name"])
+        finally:
+            await reader.close()
+
+    assert asyncio.run(ask()) == "study"
+
+
 def test_closing_ends_the_process_and_the_next_question_starts_another(root: Path) -> None:
     async def ask() -> None:
         reader = Reader(root)

@@ -73,7 +73,7 @@ class Reader:
             raise
 
     async def _exchange(self, question: bytes) -> tuple[int, bytes]:
-        process = self._process or await self._started()
+        process = await self._alive() or await self._started()
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(struct.pack("<I", len(question)) + question)
@@ -82,6 +82,13 @@ class Reader:
         if size > _LARGEST:
             raise OSError("an answer is too large")
         return status, await process.stdout.readexactly(size)
+
+    async def _alive(self) -> asyncio.subprocess.Process | None:
+        """Return the process; one that ended since the last question, which is no matter of the next, is let go."""
+        process = self._process
+        if process is not None and (process.returncode is not None or (process.stdout and process.stdout.at_eof())):
+            await self.close()
+        return self._process
 
     async def _started(self) -> asyncio.subprocess.Process:
         words = (sys.executable, "-P", "-m", "levada.web.child", str(self._root))
@@ -94,7 +101,7 @@ class Reader:
     async def start(self) -> None:
         """Start the process, so that the first question does not wait for it."""
         async with self._turn:
-            if self._process is None:
+            if await self._alive() is None:
                 with suppress(asyncio.IncompleteReadError, OSError):
                     await self._started()
 
