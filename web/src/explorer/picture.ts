@@ -142,8 +142,8 @@ export function reading({ name, signals }: Computed, settings: Settings): string
     const begins = Math.log(signal[0]);
     const rate = from > 1 ? (Math.log(signal[from - 1]) - begins) / (from - 1) : 0;
     const at = from < depth ? `From what layer ${from + 1} reads on` : "At the output";
-    const back = zeros < 0 ? "" : `, and the gradient below layer ${zeros + 1} with it`;
-    return `${label}: ${at} the signal is exactly zero${back}: ${smallest}.${other(begins, rate)}`;
+    const back = zeros < 0 ? "" : ` Below layer ${zeros + 1} the gradient is exactly zero, too.`;
+    return `${label}: ${at} the signal is exactly zero: ${smallest}.${other(begins, rate)}${back}`;
   }
   const perLayer = rateWords(rates, depth - first, settings.width);
   if (what === "underflow") {
