@@ -299,9 +299,9 @@ def test_a_rise_that_is_long_past_or_went_on_says_nothing_of_the_rate():
         assert blamed(OVERFLOW, known, None).evidence[HIGH]["lower"] == pytest.approx(lower), rise
 
 
-def leapt(*, step=438, ratio=1e-3, leap=1e6, after=(), rise=None):
+def leapt(*, step=438, ratio=1e-3, leap=1e6, after=(), rise=None, last=1.0):
     """Return what is known of a loss that came up at step 438 in one step, and was sampled at step 370 before."""
-    losses = [*((at, 1.0) for at in range(430, 438)), (438, leap), (439, 1e9 * leap)]
+    losses = [*((at, 1.0) for at in range(430, 437)), (437, last), (438, leap), (439, 1e9 * leap)]
     row = before(ratio, sampled=370).rows[0]
     rows = (row, *(Sample(439, 0.0, {**row.values, "weight_rms": torch.tensor(after).double()}) for _ in after[:1]))
     return Before(rows, Blocks.of(SITES), losses, 0.5, True, {"step": step, "from": 1.0, "to": leap}, rise)
@@ -320,6 +320,10 @@ def test_a_loss_that_leaps_long_after_the_last_sample_is_not_blamed_on_the_rate(
     assert found.claim.endswith(
         "The weights of 1, and of no other block, changed by a factor of 900 between step 370 and step 439."
     )
+    found = blamed(LATE, leapt(last=4.0), weights_of(1e3))
+    assert "came up 2.5e+05-fold in one step" in found.claim, "of the step before, not of the usual loss"
+    rose = {"from": 0.25, "to": 0.5, "after": 369, "by": 370}
+    assert "not known to be why" in blamed(LATE, leapt(rise=rose), weights_of(1e3)).claim, "it was seen to do no harm"
     for spread in ((), (9.0, 900.0, 1.0)):
         told = blamed(LATE, leapt(after=spread), weights_of(1e3)).claim
         assert told.endswith("the rate is not known to be why.")
@@ -331,6 +335,7 @@ def test_a_loss_that_leaps_long_after_the_last_sample_is_not_blamed_on_the_rate(
         pytest.param(leapt(ratio=0.3), id="steps were long"),
         pytest.param(leapt(leap=99.0), id="it may have overshot"),
         pytest.param(leapt(rise={"from": 0.25, "to": 0.5, "after": 430, "by": 436}), id="the rate rose"),
+        pytest.param(leapt(rise={"from": 0.25, "to": 0.5, "after": 379, "by": 380}), id="the rate rose unseen"),
         pytest.param(replace(leapt(), rows=before(sampled=390).rows), id="it was sampled not long before"),
     ],
 )

@@ -124,7 +124,7 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     usual = min((size for _, size in moved), default=math.nan)
     lower = lower_rate(before.rate, usual)
     onset = (before.jump or climb or {}).get("step", step)
-    raised = before.rise if made_it_rise(before.rise, before.rate, onset) else None
+    raised = before.rise if made_it_rise(before.rise, before.rate, onset, seen=sound.step if sound else None) else None
     if raised is None and (unknown := _unseen(before, sound, moved)):
         return replace(finding, claim=f"{finding.claim} {unknown}")
     if raised is not None and not usual >= LARGE:  # else the rate before the rise, as in a warm-up, is no better
@@ -138,11 +138,12 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
 
 def _unseen(before: Before, sound: Sample | None, moved: Sequence[tuple[int, float]]) -> str:
     """Say that what made the loss leap was not seen, and which block's weights changed; "" where more is known."""
-    jump = before.jump or {}
-    onset, usual = jump.get("step"), abs(float(jump.get("from", math.nan)))
+    onset = (before.jump or {}).get("step")
     if onset is None or sound is None or onset - sound.step < LATELY:
         return ""
-    leap = next((loss for at, loss in before.losses if at == onset), math.nan) / usual if usual > 0 else math.nan
+    losses = dict(before.losses)
+    last = abs(losses.get(onset - 1, math.nan))
+    leap = losses.get(onset, math.nan) / last if last > 0 else math.nan
     sizes = [size for at, size in moved if at < onset]
     if not (leap >= LEAP and sizes and max(sizes) < LARGE):
         return ""

@@ -105,7 +105,7 @@ def raised(
     return None
 
 
-def made_it_rise(rise: Mapping[str, Any] | None, rate: float, onset: int) -> bool:
+def made_it_rise(rise: Mapping[str, Any] | None, rate: float, onset: int, *, seen: int | None = None) -> bool:
     """Return whether a rise of the rate came shortly before the loss rose, and the rate has not come back since.
 
     That of a warm-up has risen further, and says of no step that it was the one.
@@ -114,6 +114,7 @@ def made_it_rise(rise: Mapping[str, Any] | None, rate: float, onset: int) -> boo
         rise: from `raised`.
         rate: the present one.
         onset: the step at which the loss rose.
+        seen: the last sampled step before it: a rise behind that came shortly before, as far as anybody looked.
 
     Example:
         >>> rise = {"from": 0.1, "to": 3.0, "after": 249, "by": 250}
@@ -122,7 +123,7 @@ def made_it_rise(rise: Mapping[str, Any] | None, rate: float, onset: int) -> boo
         >>> made_it_rise(rise, 4.0, 251), made_it_rise(rise, 0.1, 251)
         (False, False)
     """
-    if rise is None or onset - rise["by"] > NEAR:
+    if rise is None or (onset - rise["by"] > NEAR and not (seen is not None and seen <= rise["after"])):
         return False
     return bool(rise["from"] < rate <= rise["to"] * (1 + 1e-6))
 
