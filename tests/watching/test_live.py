@@ -262,6 +262,25 @@ def test_elsewhere_plain_lines_come_seldom_and_findings_at_once() -> None:
     assert out.getvalue().splitlines()[-1].startswith("levada: step 200")
 
 
+def test_plain_lines_come_between_samples_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, out = 0.0, io.StringIO()
+    monkeypatch.setattr("levada.watching.live.time", SimpleNamespace(monotonic=lambda: now))
+    live = Live(make_watch(), stream=out)
+    live.before_update(0, torch.tensor(2.0))
+    live.sampled(make_sample(0))
+    for step in range(1, 600):  # the first sample stays the only one for a minute
+        now += 0.125
+        live.before_update(step, torch.tensor(1.0 / step))
+    lines = out.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"levada: step {step}" for step in (0, 88, 216, 404)]
+    assert lines[1] == "levada: step 88, loss 0.01136, overhead 0.42 %, sampled once, at step 0"
+    live.close()
+    live.before_update(600, torch.tensor(1.0))
+    now += 1000.0
+    live.before_update(601, torch.tensor(1.0))
+    assert "step 601" not in out.getvalue()
+
+
 def test_only_the_first_process_shows_anything(terminal: Terminal) -> None:
     live = Live(make_watch(), stream=terminal.stream)
     live.sampled(make_sample(0, rank=1))

@@ -100,11 +100,15 @@ class Live:
         self._process = os.getpid()
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
-        """Count the step: the view moves between samples too, without waiting for the loss."""
+        """Count the step: the view moves, and lines come, between samples too, without waiting for the loss."""
         self._step = step
         self._newest = None if loss is None else (step, loss)
-        if self._screen is not None and not self._closed and not self._forked and time.monotonic() >= self._next + 1.0:
+        if self._strip is None or self._closed or self._forked or time.monotonic() < self._next + 1.0:
+            return
+        if self._screen is not None:
             self._redraw()
+        else:
+            self._print(step, [])
 
     def sampled(self, sample: Sample) -> None:
         """Take in a sample, and draw if it is time."""
@@ -126,7 +130,9 @@ class Live:
             if time.monotonic() >= self._next:
                 self._redraw()
         else:
-            self._print(sample, changed)
+            self._say(sample.step, changed)
+            if time.monotonic() >= self._next:
+                self._print(sample.step, self._range(sample))
 
     def _hear_others(self) -> None:
         """Take in the losses that another process has recorded: of a pipeline the last stage alone sees them."""
@@ -247,12 +253,15 @@ class Live:
         return [*drawn, footing(self._watch, fine)]
 
     def _heading(self, width: int, fine: bool) -> Line:
-        last = self._last(wait=False)
-        told = [f"step {self._step:,}"]
-        if last is not None:
-            told.append(f"loss {last[1]:.4g}" + (f" at step {last[0]:,}" if last[0] < self._step else ""))
-        told += cost_pieces(self._watch, self._sampled, self._step + 1)
+        told = [*self._now(self._step), *cost_pieces(self._watch, self._sampled, self._step + 1)]
         return [("levada", "bold cyan"), ("  ", ""), (fitting(told, BETWEEN[fine], width - 8), "")]
+
+    def _now(self, step: int) -> list[str]:
+        """Say the step and the newest loss that is known."""
+        last = self._last(wait=False)
+        if last is None:
+            return [f"step {step:,}"]
+        return [f"step {step:,}", f"loss {last[1]:.4g}" + (f" at step {last[0]:,}" if last[0] < step else "")]
 
     def _hear_findings(self) -> list[str]:
         """Take in what is found now; say in a line each what is new and what is over."""
@@ -275,16 +284,10 @@ class Live:
         told = self._told.get(key)
         return told is None or (told.severity, told.where) != (finding.severity, finding.where)
 
-    def _print(self, sample: Sample, changed: Sequence[str]) -> None:
-        self._say(sample.step, changed)
-        if time.monotonic() < self._next:
-            return
+    def _print(self, step: int, gradient: Sequence[str]) -> None:
         self._next = time.monotonic() + self._pause
         self._pause = min(1.5 * self._pause, PLAIN_SECONDS[1])
-        told = [f"step {sample.step:,}"]
-        if self._losses.last is not None:
-            told.append(f"loss {self._losses.last[1]:.4g}")
-        told += [*self._range(sample), *cost_pieces(self._watch, self._sampled, self._step + 1)]
+        told = [*self._now(step), *gradient, *cost_pieces(self._watch, self._sampled, self._step + 1)]
         self._write(f"levada: {', '.join(told)}\n")
 
     def _say(self, step: int, changed: Sequence[str]) -> None:
