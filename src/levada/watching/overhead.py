@@ -258,9 +258,11 @@ class Cadence:
         if math.isnan(step) or math.isinf(self.max_overhead):
             return 0
         over = self.samples * cost + self._idled - self.max_overhead * self._trained
-        each = self.max_overhead * step - idle
         if over <= 0:
             return 0
+        allowed = self.max_overhead * step
+        # On a busy machine the watch's code waits, too: steps are long enough for what the least of several takes.
+        each = allowed - (idle if idle < allowed else min(self._idle))
         return math.ceil(over / each) if each > 0 else math.inf
 
     @property
