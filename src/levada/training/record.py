@@ -13,7 +13,7 @@ from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
 from levada.runs.reader import runs_in
 from levada.training.config import Config
-from levada.training.files import content_hash, differences, read, to_dict, to_toml
+from levada.training.files import content_hash, differences, read, resolve, to_dict, to_toml
 
 __all__ = ["CONFIG", "Progress", "Record", "begin", "evaluations", "losses"]
 
@@ -58,8 +58,8 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
     elif not resume:
         raise UsageError(f"train: run.folder {str(folder)!r} holds a run. Continue it with --resume, or name another.")
     else:
-        if (folder / CONFIG).is_file():
-            _require_same(read(folder / CONFIG), config, folder)
+        if (began := _began_with(folder)) is not None:
+            _require_same(began, config, folder)
         _require_steps(folder, config.run.steps)
         writer = RunWriter.open(folder)
     write_atomically(folder / CONFIG, to_toml(config).encode())
@@ -104,6 +104,17 @@ def _require_steps(folder: Path, steps: int) -> None:
             f"train: run.steps must be at least the {done} that the newest complete checkpoint of a continued run has, "
             f"got {steps}. Name another run.folder to train for fewer."
         )
+
+
+def _began_with(folder: Path) -> Config | None:
+    """Return the configuration that a run began with; None where nothing says it.
+
+    The manifest's, which is written once: `config.toml` is what a user edits to go on with.
+    """
+    tables = {name: table for name, table in Run(folder).manifest.config.items() if name != "hash"}
+    if tables:
+        return resolve(tables)
+    return read(folder / CONFIG) if (folder / CONFIG).is_file() else None
 
 
 def _require_same(before: Config, now: Config, folder: Path) -> None:
