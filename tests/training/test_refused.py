@@ -34,6 +34,10 @@ def here(tmp_path, monkeypatch):
     Path("base.toml").write_text(BASE)
     for folder in ("flat", "one/cat", "two/cat", "two/dog", "texts"):
         Path(folder).mkdir(parents=True)
+    for folder in ("dangling", "moving/cat", "moving/dog"):
+        Path(folder).mkdir(parents=True)
+    Path("dangling/gone.txt").symlink_to("nowhere.txt")
+    Path("moving/cat/1.GIF").touch()
     Path("empty.txt").touch()
     Path("texts/empty.txt").touch()
     Path("texts/none.txt").touch()
@@ -92,12 +96,17 @@ def refused(capsys, words):
         (f"{TEXT} data.path=flat", "'flat' holds no .txt file."),
         (f"{TEXT} data.path=empty.txt", "data.path must name a text; 'empty.txt' is empty. Name another."),
         (f"{TEXT} data.path=texts", "data.path must name a text; 'texts' holds 2 .txt files, all empty. Name another."),
+        (f"{TEXT} data.path=/dev/null", "a text file or a folder of .txt files; '/dev/null' is neither."),
+        (f"{TEXT} data.path=dangling", "'dangling/gone.txt' cannot be used: No such file or directory."),
+        (f"{TEXT} data.path=short.txt data.held_out=0", "data.held_out must leave some of a text to train on and some"),
+        (f"{TEXT} data.path=short.txt data.held_out=0.3 data.context=2", "or a longer text, or hold more out."),
         (f"{TEXT} data.path=short.txt", "got 64 and no text of 65 tokens. Use a shorter context or a longer text."),
         (f"{IMAGES} data.path=none", "data.path must name a folder with a folder for each class, got 'none'."),
         (f"{IMAGES} data.path=empty.txt", "a folder for each class, got 'empty.txt'."),
         (f"{IMAGES} data.path=flat", "got 0 folders in 'flat'. Put the images of each class into a folder of its own."),
         (f"{IMAGES} data.path=one", "got no image in cat. Put the images"),
         (f"{IMAGES} data.path=two", "got no image in dog. Put the images"),
+        (f"{IMAGES} data.path=moving", "be .bmp, .jpeg, .jpg, .png, .webp, got 'moving/cat/1.GIF'. Convert it"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_said_in_one_line(words, told, capsys):

@@ -21,6 +21,7 @@ from levada.training.sampling import Order
 __all__ = ["Examples", "Source", "described", "load_data", "require_batch"]
 
 _IMAGES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_OTHER_IMAGES: Final = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff")
 _DESCRIBED: Final = 32  # examples whose targets tell data from others
 
 
@@ -165,6 +166,9 @@ def _text(data: Data) -> Source:
         vocabulary, parts, kept = len(text.characters), [text.train], [text.validation]
     else:
         vocabulary, parts, kept = 256, [], []
+        if not 0 < data.held_out < 1:
+            rule = "train: data.held_out must leave some of a text to train on and some to evaluate on"
+            raise UsageError(f"{rule}, got {data.held_out}. Leave it out for the default, 0.1.")
         files = _files(Path(data.path))
         if not any(path.stat().st_size for path in files):
             what = "is empty" if len(files) == 1 else f"holds {len(files)} .txt files, all empty"
@@ -183,9 +187,10 @@ def _text(data: Data) -> Source:
 
 
 def _files(path: Path) -> list[Path]:
-    found = sorted(path.rglob("*.txt")) if path.is_dir() else [path] if path.is_file() else []
-    if not found:
-        what = "holds no .txt file" if path.is_dir() else "does not exist"
+    folder = path.is_dir()
+    found = sorted(one for one in path.rglob("*.txt") if not one.is_dir()) if folder else [path]
+    if not found or not (folder or path.is_file()):
+        what = "holds no .txt file" if folder else "is neither" if path.exists() else "does not exist"
         raise UsageError(f"train: data.path must name a text file or a folder of .txt files; {str(path)!r} {what}.")
     return found
 
@@ -193,6 +198,8 @@ def _files(path: Path) -> list[Path]:
 def _mapped(path: Path) -> Tensor:
     """Return a file's bytes, read from the disk when they are used."""
     size = path.stat().st_size
+    with path.open("rb"):  # PyTorch's own error names no reason that the command line knows
+        pass
     if not size:
         return torch.empty(0, dtype=torch.uint8)
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
@@ -205,7 +212,7 @@ def _windows(parts: Sequence[Tensor], context: int, which: str) -> Examples:
     if not ends:
         raise UsageError(
             f"train: data.context must be shorter than a text {which}, got {context} and no text of {context + 1} "
-            "tokens. Use a shorter context or a longer text."
+            f"tokens. Use a shorter context or a longer text{', or hold more out' if which == 'held out' else ''}."
         )
     bounds = torch.tensor(ends)
 
@@ -230,8 +237,12 @@ def _images(data: Data) -> Source:
         (path, label)
         for label, home in enumerate(classes)
         for path in sorted(home.rglob("*"))
-        if path.suffix.lower() in _IMAGES
+        if path.suffix.lower() in (*_IMAGES, *_OTHER_IMAGES) and not (path.name.startswith(".") or path.is_dir())
     ]
+    other = next((path for path, _ in files if path.suffix.lower() in _OTHER_IMAGES), None)
+    if other is not None:
+        known = ", ".join(_IMAGES)
+        raise UsageError(f"train: images must be {known}, got {str(other)!r}. Convert it, or take it out.")
     empty = [home.name for label, home in enumerate(classes) if label not in {label for _, label in files}]
     if len(classes) < 2 or empty:
         came = f"no image in {', '.join(empty)}" if empty else f"{len(classes)} folders in {str(folder)!r}"
