@@ -70,6 +70,8 @@ def refused(capsys, words):
         ("model.connection=Dense", "model.connection_options cannot be used: Dense needs the option 'growth'"),
         # A value.
         ("model.depth=x", "model.depth must be a whole number, got 'x'. Leave it out for the default, 8."),
+        ("run.folder=~/new", "run.folder must be a path without the shell's ~, got '~/new'. Write it out, or ./~/new"),
+        (f"{TEXT} data.path=~/text.txt", "data.path must be a path without the shell's ~, got '~/text.txt'."),
         ("optimizer.lr=-1e-3", "optimizer.lr must be at least 0.0, got -0.001. Leave it out for the default, 0.001."),
         ("watch.live=yes", "watch.live must be true or false, got 'yes'. Write live = true, or = false"),
         ("run.device=tpu", "run.device must be one of 'auto', 'cpu', 'cuda', got 'tpu'. PyTorch has here: 'cpu'"),
@@ -86,7 +88,8 @@ def refused(capsys, words):
         ("parallel.stacked=true parallel.kind=fsdp", "kind='fsdp', where each layer must hold its own parameters."),
         ("parallel.stacked=true model.connection=Reversible", "Pass recompute=False, or leave stacked out."),
         ("model.network=transformer", '"transformer" reads texts, and the others read examples of classes, got'),
-        ("model.network=cifar_resnet model.depth=9", "depth must be 6 n + 2, n >= 1, for 3 stages, got 9."),
+        ("model.network=cifar_resnet", 'model.dim belongs to model.network "mlp" or "transformer", and that is "cifar'),
+        ("model.network=cifar_resnet model.dim=64 model.depth=9", "depth must be 6 n + 2, n >= 1, for 3 stages, got"),
         ("model.network=transformer data.source=king_james model.options.heads=3", "heads must divide the width 8"),
         ("data.batch_size=100000", "must be at most the 3600 examples that are trained on, got 100000."),
         # Data that are not there, or nothing.
@@ -113,6 +116,11 @@ def test_what_cannot_be_trained_is_said_in_one_line(words, told, capsys):
     code, said = refused(capsys, words)
     assert (code, said.startswith("levada train: ")) == (2, True), said
     assert told in said
+
+
+def test_a_file_that_is_nested_too_deep_is_no_configuration(capsys):
+    Path("base.toml").write_text(f"a = {'[' * 5000}{']' * 5000}")
+    assert refused(capsys, "run.steps=1") == (2, "levada train: 'base.toml' is not TOML: it is nested too deep.")
 
 
 @pytest.mark.parametrize(
