@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from levada.cli import main
 from levada.training import resolve, train
@@ -135,6 +136,32 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(source, packa
     code, said = refused(capsys, f"data.source={source}{' data.path=two' if source == 'images' else ''}")
     assert code == 2
     assert said.endswith(advice), said
+
+
+def test_what_has_no_room_in_memory_is_no_defect(capsys):
+    told = "there is not enough memory: 4000000000000000000 bytes were asked for at once. Use a smaller model or batch."
+    assert refused(capsys, "model.dim=1000000000") == (3, f"levada train: {told}")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "there is not enough memory. Use"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
+            ": 20.00 GiB were asked",
+        ),
+        (RuntimeError("a size is wrong"), "levada itself failed, which is a defect: RuntimeError: a size is wrong"),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_defects(error, told, capsys, monkeypatch):
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("levada.training.loop"), "build_network", fails)
+    code, said = refused(capsys, "run.steps=1")
+    assert code == 3
+    assert told in said
 
 
 def test_a_batch_that_the_processes_cannot_share_leaves_no_run(monkeypatch):
