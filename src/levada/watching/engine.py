@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -75,7 +75,7 @@ class Engine:
         self.counts = self.passes.counts
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
-        self.weights = Weights(structure := Structure(model), optimizers, self._spend)
+        self.weights = Weights(structure := Structure(model), optimizers)
         self._device = next(p.device for p in model.parameters())
         self._structure, self._taps = structure, Taps(model, structure.places, self)
         self.coefficients = Coefficients(model, self._running, self._spend)
@@ -90,7 +90,7 @@ class Engine:
         self._skips = 0  # steps in a row that a scaler skipped
         self._heard = self._within = False  # of this step's update; of one in the backward pass that is running
         self._handles, self._pending = list[RemovableHandle](), list[Sent]()
-        self._logged, self._own = dict[str, float](), 0.0
+        self.logged, self._own = dict[str, float](), 0.0  # numbers for the next sample
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -261,21 +261,24 @@ class Engine:
     @quietly
     def _ready(self, optimizer: Any) -> None:
         """Take what the update will change, and tell of it."""
+        begun = time.perf_counter()
         if self._reading is not None:
             self.weights.before(optimizer, within=in_backward(), scaled=self.losses.scale() is not None)
         if not self._heard:
-            self._heard, begun = True, time.perf_counter()
+            self._heard = True
             self._tell_before_update(self.steps, self.losses.current())
-            self._own += time.perf_counter() - begun
+        self._own += time.perf_counter() - begun
 
     @uncompiled
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
+        begun = time.perf_counter()
         self.updates += 1
         self.weights.after(optimizer)
         self.losses.stepped(optimizer)
         self.passes.skips.updated(self.steps)
         self._stepped.add(id(optimizer))
+        self._own += time.perf_counter() - begun
         self._finish()
 
     @quietly
@@ -286,7 +289,9 @@ class Engine:
             return
         if self._skips + 1 >= _TOLD:
             self._ready(inner)
+        begun = time.perf_counter()
         self.weights.after(inner)
+        self._own += time.perf_counter() - begun
         self._skipped.add(id(inner))
         self._stepped.add(id(inner))
         self._finish()
@@ -370,21 +375,12 @@ class Engine:
         alike = self.passes.alike.of(self.losses.constant.each or self.losses.constant.targets)
         named = self.losses.known(losses[-1] if losses and steps[-1] == reading.step else None, lr=lr, alike_rows=alike)
         inside = self.coefficients.pack(reading.counted, self._device)
-        sent = Sent(reading.step, numbers, packed, steps, {**named, **self._logged}, inside, self._structure.where)
+        sent = Sent(reading.step, numbers, packed, steps, {**named, **self.logged}, inside, self._structure.where)
         sent.micro_batches, sent.tanh = self.micro_batches.take(), self._structure.tanh
-        self._logged = {}
+        self.logged = {}
         self._pending.append(sent)
         if self._device.type == "cpu":
             self._deliver(wait=not self._together.several)
-
-    def log(self, scalars: Mapping[str, float]) -> None:
-        """Keep numbers for the next sample."""
-        self._logged.update(scalars)
-
-    def take_logged(self) -> dict[str, float]:
-        """Return the numbers for which no sample came."""
-        self._logged, logged = {}, self._logged
-        return logged
 
     def _deliver(self, *, wait: bool, leaving: bool = False) -> None:
         while True:

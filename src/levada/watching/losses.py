@@ -184,7 +184,6 @@ class Losses:
 
     def before(self, roots: Sequence[Tensor] = (), given: Sequence[Tensor | None] = ()) -> State:
         """Look at the gradients before a backward pass, and at the scalars at which it begins, times what is given."""
-        begun = time.perf_counter()
         self._running, self._claimed = ([*map(weakref.ref, roots)], given), False  # should it fail, its graph is let go
         self.heard.before_backward()
         state = self.markers.state()
@@ -197,8 +196,11 @@ class Losses:
             self.piles.cleared()
             self._current = []
         self.constant.see(roots)
-        self._seconds += time.perf_counter() - begun
         return state
+
+    def spend(self, seconds: float) -> None:
+        """Hear how long looking took."""
+        self._seconds += seconds
 
     def spent(self) -> float:
         """Return the seconds that looking took since this was called last."""
@@ -207,11 +209,6 @@ class Losses:
 
     def after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         """Keep the loss if the gradients changed."""
-        begun = time.perf_counter()
-        self._after(state, roots, given)
-        self._seconds += time.perf_counter() - begun
-
-    def _after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         claimed, self._claimed, self._running = self._claimed, False, ([], ())
         changed = self.markers.reached(state)
         self.piles.after(changed)
@@ -297,6 +294,7 @@ def _wrap() -> None:
     def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
         if in_backward() or symbolic():
             return original(tensors, *args, **kwargs)
+        begun = time.perf_counter()
         heard = [watcher for watcher in tuple(_watchers) if watcher.own.called_here()]
         if not heard:
             return original(tensors, *args, **kwargs)
@@ -304,11 +302,13 @@ def _wrap() -> None:
         given = gradients_given(roots, *args, **kwargs)
         states = [_try(watcher, watcher.before, roots, given) for watcher in heard]
         with running([watcher.own for watcher in heard], retains=retains(*args, **kwargs)):
+            _spend(heard, begun)
             original(tensors, *args, **kwargs)
+            begun = time.perf_counter()
         for watcher, state in zip(heard, states, strict=True) if roots else ():
             if state is not None:
                 _try(watcher, watcher.after, state, roots, given)
-        return None
+        return _spend(heard, begun)
 
     @functools.wraps(scale)
     def watched_scale(self: GradScaler, outputs: Any) -> Any:
@@ -326,6 +326,13 @@ def _wrap() -> None:
     GradScaler.step = watched_step  # type: ignore[method-assign]
     torch.autograd.backward = watched_backward
     GradScaler.scale = watched_scale  # type: ignore[method-assign]
+
+
+def _spend(heard: Sequence[Losses], begun: float) -> None:
+    """Divide the time since among those who looked."""
+    seconds = (time.perf_counter() - begun) / len(heard)
+    for watcher in heard:
+        watcher.spend(seconds)
 
 
 @uncompiled

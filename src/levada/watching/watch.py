@@ -196,7 +196,8 @@ class Watch:
             return
         self._attached = self._entered = False
         self._engine.detach(failed=failed)
-        if logged := self._engine.take_logged():
+        if logged := self._engine.logged:
+            self._engine.logged = {}
             self._tell_all(max(self.steps - 1, 0), logged, method="logged")
         for listener in list(self._listeners):
             self._tell(listener, "close")
@@ -232,7 +233,7 @@ class Watch:
         Raises:
             UsageError: if a value is no number, or a name is one of the watch's own.
         """
-        self._engine.log(found := require_scalars(scalars))
+        self._engine.logged.update(found := require_scalars(scalars))
         self._tell_all(self.steps, found, method="noted")
 
     def trace(self) -> Trace:

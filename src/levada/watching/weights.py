@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -25,16 +23,6 @@ __all__ = ["Weights"]
 _GRADIENT, _UPDATE = COLUMNS.index("gradient"), COLUMNS.index("update")
 
 
-def _timed(method: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(method)
-    def run(self: Weights, *args: Any, **kwargs: Any) -> None:
-        begun = time.perf_counter()
-        method(self, *args, **kwargs)
-        self._spent(time.perf_counter() - begun)
-
-    return run
-
-
 @final
 class Weights:
     """Reads weights, gradients and updates of a sampled step.
@@ -48,13 +36,12 @@ class Weights:
     Args:
         structure: of the model.
         optimizers: whose steps end a step.
-        spent: told the seconds that it takes around an optimizer's step.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.ones_(layer.weight)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
-        >>> weights = Weights(Structure(layer), [optimizer], spent=lambda seconds: None)
+        >>> weights = Weights(Structure(layer), [optimizer])
         >>> def step(parameter):
         ...     weights.before(optimizer, within=True, scaled=False)
         ...     optimizer.step()
@@ -67,8 +54,8 @@ class Weights:
         (('weight',), 16.0, 4.0)
     """
 
-    def __init__(self, structure: Structure, optimizers: Sequence[Any], spent: Callable[[float], None]) -> None:
-        self._structure, self._optimizers, self._spent = structure, optimizers, spent
+    def __init__(self, structure: Structure, optimizers: Sequence[Any]) -> None:
+        self._structure, self._optimizers = structure, optimizers
         self._copy_bytes = 2**30
         self._kept: dict[int, ParameterNorms] = {}  # by optimizer: which parameters' turn it is stays known
         self._told = False
@@ -121,7 +108,6 @@ class Weights:
         """Read the weights and gradients of a step whose update is not made."""
         self._before(updates=False)
 
-    @_timed
     def before(self, optimizer: Any, *, within: bool, scaled: bool) -> None:
         """Read what an optimizer's step will change.
 
@@ -150,7 +136,6 @@ class Weights:
         kept.before(scale)
         self._open[key] = kept
 
-    @_timed
     def after(self, optimizer: Any) -> None:
         """Read what its step has changed, if it is read apart; of one that a scaler skipped, nothing has."""
         self._ever[id(optimizer)] += 1
