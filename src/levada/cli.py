@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from levada.parsing import UNUSABLE, Parser, at_least, number
 __all__ = ["main"]
 
 UNMEASURED, INTERRUPTED = 3, 130
+# As PyTorch says it of a CPU, of a GPU, and on Windows.
+_NO_MEMORY = re.compile("can't allocate memory|out of memory|not enough memory")
 # What the user of a command can do where a run is in the way of a new one.
 TAKEN = {
     "train": "Name another run.folder, or continue the run with --resume.",
@@ -333,4 +336,8 @@ def _explain(error: Exception, command: str) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{str(error.filename)!r} cannot be used: {error.strerror}.", UNUSABLE
     told = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(told)):
+        asked = re.search(r"tried to allocate ([\d.]+ \w+)", told, re.IGNORECASE)
+        at_once = f": {asked[1]} were asked for at once" if asked else ""
+        return f"there is not enough memory{at_once}. Use a smaller model or batch.", UNMEASURED
     return f"levada itself failed, which is a defect: {told} (--debug shows where).", UNMEASURED

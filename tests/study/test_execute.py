@@ -3,10 +3,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,6 +147,47 @@ def test_the_cheapest_cells_come_first_and_the_rest_as_it_was():
     assert order == [7, 6, 0, 1, 2, 3, 4, 5]
 
 
+class OfTwoError(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def held():
+    error = ValueError("a lock is held")
+    error.lock = threading.Lock()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (lambda: SystemExit(3), "SystemExit: 3"),  # would end the sweep
+        (lambda: OfTwoError(1, 2), "OfTwoError: 1 and 2"),  # would break the pool that unpickles it
+        (held, "ValueError: a lock is held"),  # would be told as what cannot be pickled
+    ],
+)
+def test_what_cannot_cross_processes_is_told_as_it_was(raised, told):
+    def run(config, seeds):
+        if config["x"] == 1:
+            raise raised()
+        return [{}]
+
+    done, failed = [], []
+    with ThreadPoolExecutor(1) as pool:
+        sweep(
+            run,
+            [Cell({"x": x}, [0]) for x in range(3)],
+            done=lambda cell, values: done.append(cell.config["x"]),
+            failed=lambda cell, error: failed.append(error),
+            executor=pool,
+        )
+    assert done == [0, 2]
+    (error,) = failed
+    other = pickle.loads(pickle.dumps(error))
+    assert (type(other), str(other)) == (RuntimeError, told)
+    assert isinstance(error.__cause__, type(raised()))
+
+
 def test_an_exception_is_written_and_leaves_its_claims_undecided(tmp_path, threads):
     run = execute(squares(bad=3), out=tmp_path, executor=threads)
     failed = list(run.events("failure"))
@@ -160,7 +203,13 @@ def test_an_exception_is_written_and_leaves_its_claims_undecided(tmp_path, threa
 
 
 @pytest.mark.parametrize(
-    ("values", "message"), [([], "one dictionary for each of 5 seeds"), ([{"y": {1}}] * 5, "not JSON serializable")]
+    ("values", "message"),
+    [
+        ([], "one dictionary for each of 5 seeds"),
+        ([{"y": {1}}] * 5, "not JSON serializable"),
+        ("abcde", "one dictionary for each of 5 seeds, got str"),
+        ([[1.0]] * 5, "one dictionary for each of 5 seeds, got 5 of list"),
+    ],
 )
 def test_what_run_returns_is_checked(tmp_path, threads, values, message):
     run = execute(squares(run=lambda config, seeds: values), out=tmp_path, executor=threads)

@@ -143,6 +143,11 @@ def test_files_that_cannot_be_read(tmp_path):
         read(tmp_path / "bad.toml")
 
 
+def test_the_mark_at_the_beginning_that_some_editors_write_is_no_text(tmp_path):
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf[run]\r\nsteps = 3\r\n")
+    assert read(tmp_path / "marked.toml").run.steps == 3
+
+
 def test_the_written_configuration_is_read_back():
     changes = ['run.folder=a "b"\\c\n\x7fü', "model.options={norm = 'none', heads = 2, \"odd key\" = [1, 2]}"]
     config = resolve({"optimizer": {"lr": 1e-05}}, changes)

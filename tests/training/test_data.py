@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,24 @@ def test_texts_that_cannot_be_used(tmp_path):
         load_data(Data("text", str(texts(tmp_path, b"a" * 50)), context=8))
 
 
+def test_a_folder_that_is_called_as_a_text_is_a_folder(tmp_path):
+    inside = tmp_path / "part.txt"
+    inside.mkdir()
+    (inside / "text.txt").write_bytes(b"a" * 200)
+    assert load_data(Data("text", str(tmp_path), context=8)).train.num == 180 - 8
+
+
+def test_a_text_that_cannot_be_read_is_told_by_the_system_s_error(tmp_path, monkeypatch):
+    file = texts(tmp_path, b"a" * 200)
+
+    def denied(path, *args):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(PermissionError, match="Permission denied"):  # which the command line tells in a sentence
+        load_data(Data("text", str(file), context=8))
+
+
 def test_the_king_james_bible_keeps_its_own_parts():
     source = load_data(Data("king_james", context=16))
     assert source.outputs < 100
@@ -89,6 +108,14 @@ def test_images_are_read_with_their_classes(tmp_path):
     assert (numbers % 2).tolist() == targets.tolist()
     assert inputs[:, 1].eq(-1).all()
     assert inputs[:, 2].eq(1).all()
+
+
+def test_what_a_system_puts_beside_images_is_none_of_them(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "cat" / "._0.png").write_bytes(b"of the Finder")
+    (tmp_path / "cat" / "more.png").mkdir()
+    source = load_data(Data("images", str(tmp_path), held_out=0.2))
+    assert source.train.num + source.held_out.num == 6
 
 
 def test_grey_images_have_one_channel(tmp_path):

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
@@ -20,7 +21,7 @@ from levada.training import evaluations, losses, read, resolve, train
 from levada.training.building import build_network, build_optimizer, learning_rate
 from levada.training.checkpoint import Checkpoints, complete
 from levada.training.config import Model, Optimizer, Schedule
-from levada.training.data import Examples, Source
+from levada.training.data import Examples, Source, load_data
 from levada.training.engine import WholeNetwork
 from levada.training.processes import Processes, launch
 from levada.training.record import Progress, Record, begin
@@ -101,6 +102,17 @@ def test_what_is_evaluated_does_not_depend_on_micro_batches(tmp_path):
     whole = train(small(tmp_path, "data.evaluated=60", name="whole"))
     parts = train(small(tmp_path, "data.evaluated=60", "optimizer.accumulate=4", name="parts"))
     assert parts.held_out == pytest.approx(whole.held_out, rel=1e-6)
+
+
+def test_each_of_few_held_out_examples_counts_alike(tmp_path):
+    config = small(tmp_path, "data.held_out=0.001", "run.steps=2")
+    source = load_data(config.data)
+    trained = train(config)
+    assert source.held_out.num == 4, "a batch has 16"
+    inputs, targets = source.held_out.take(torch.arange(4))
+    with torch.no_grad():
+        expected = functional.cross_entropy(trained.engine.module.eval()(inputs), targets)
+    assert trained.held_out == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_step_is_the_optimizers(tmp_path):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from levada.cli import main
 from levada.training import resolve, train
@@ -34,6 +35,10 @@ def here(tmp_path, monkeypatch):
     Path("base.toml").write_text(BASE)
     for folder in ("flat", "one/cat", "two/cat", "two/dog", "texts"):
         Path(folder).mkdir(parents=True)
+    for folder in ("dangling", "moving/cat", "moving/dog"):
+        Path(folder).mkdir(parents=True)
+    Path("dangling/gone.txt").symlink_to("nowhere.txt")
+    Path("moving/cat/1.GIF").touch()
     Path("empty.txt").touch()
     Path("texts/empty.txt").touch()
     Path("texts/none.txt").touch()
@@ -66,6 +71,8 @@ def refused(capsys, words):
         ("model.connection=Dense", "model.connection_options cannot be used: Dense needs the option 'growth'"),
         # A value.
         ("model.depth=x", "model.depth must be a whole number, got 'x'. Leave it out for the default, 8."),
+        ("run.folder=~/new", "run.folder must be a path without the shell's ~, got '~/new'. Write it out, or ./~/new"),
+        (f"{TEXT} data.path=~/text.txt", "data.path must be a path without the shell's ~, got '~/text.txt'."),
         ("optimizer.lr=-1e-3", "optimizer.lr must be at least 0.0, got -0.001. Leave it out for the default, 0.001."),
         ("watch.live=yes", "watch.live must be true or false, got 'yes'. Write live = true, or = false"),
         ("run.device=tpu", "run.device must be one of 'auto', 'cpu', 'cuda', got 'tpu'. PyTorch has here: 'cpu'"),
@@ -82,7 +89,8 @@ def refused(capsys, words):
         ("parallel.stacked=true parallel.kind=fsdp", "kind='fsdp', where each layer must hold its own parameters."),
         ("parallel.stacked=true model.connection=Reversible", "Pass recompute=False, or leave stacked out."),
         ("model.network=transformer", '"transformer" reads texts, and the others read examples of classes, got'),
-        ("model.network=cifar_resnet model.depth=9", "depth must be 6 n + 2, n >= 1, for 3 stages, got 9."),
+        ("model.network=cifar_resnet", 'model.dim belongs to model.network "mlp" or "transformer", and that is "cifar'),
+        ("model.network=cifar_resnet model.dim=64 model.depth=9", "depth must be 6 n + 2, n >= 1, for 3 stages, got"),
         ("model.network=transformer data.source=king_james model.options.heads=3", "heads must divide the width 8"),
         ("data.batch_size=100000", "must be at most the 3600 examples that are trained on, got 100000."),
         # Data that are not there, or nothing.
@@ -92,18 +100,28 @@ def refused(capsys, words):
         (f"{TEXT} data.path=flat", "'flat' holds no .txt file."),
         (f"{TEXT} data.path=empty.txt", "data.path must name a text; 'empty.txt' is empty. Name another."),
         (f"{TEXT} data.path=texts", "data.path must name a text; 'texts' holds 2 .txt files, all empty. Name another."),
+        (f"{TEXT} data.path=/dev/null", "a text file or a folder of .txt files; '/dev/null' is neither."),
+        (f"{TEXT} data.path=dangling", "'dangling/gone.txt' cannot be used: No such file or directory."),
+        (f"{TEXT} data.path=short.txt data.held_out=0", "data.held_out must leave some of a text to train on and some"),
+        (f"{TEXT} data.path=short.txt data.held_out=0.3 data.context=2", "or a longer text, or hold more out."),
         (f"{TEXT} data.path=short.txt", "got 64 and no text of 65 tokens. Use a shorter context or a longer text."),
         (f"{IMAGES} data.path=none", "data.path must name a folder with a folder for each class, got 'none'."),
         (f"{IMAGES} data.path=empty.txt", "a folder for each class, got 'empty.txt'."),
         (f"{IMAGES} data.path=flat", "got 0 folders in 'flat'. Put the images of each class into a folder of its own."),
         (f"{IMAGES} data.path=one", "got no image in cat. Put the images"),
         (f"{IMAGES} data.path=two", "got no image in dog. Put the images"),
+        (f"{IMAGES} data.path=moving", "be .bmp, .jpeg, .jpg, .png, .webp, got 'moving/cat/1.GIF'. Convert it"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_said_in_one_line(words, told, capsys):
     code, said = refused(capsys, words)
     assert (code, said.startswith("levada train: ")) == (2, True), said
     assert told in said
+
+
+def test_a_file_that_is_nested_too_deep_is_no_configuration(capsys):
+    Path("base.toml").write_text(f"a = {'[' * 5000}{']' * 5000}")
+    assert refused(capsys, "run.steps=1") == (2, "levada train: 'base.toml' is not TOML: it is nested too deep.")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +136,32 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(source, packa
     code, said = refused(capsys, f"data.source={source}{' data.path=two' if source == 'images' else ''}")
     assert code == 2
     assert said.endswith(advice), said
+
+
+def test_what_has_no_room_in_memory_is_no_defect(capsys):
+    told = "there is not enough memory: 4000000000000000000 bytes were asked for at once. Use a smaller model or batch."
+    assert refused(capsys, "model.dim=1000000000") == (3, f"levada train: {told}")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "there is not enough memory. Use"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
+            ": 20.00 GiB were asked",
+        ),
+        (RuntimeError("a size is wrong"), "levada itself failed, which is a defect: RuntimeError: a size is wrong"),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_defects(error, told, capsys, monkeypatch):
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("levada.training.loop"), "build_network", fails)
+    code, said = refused(capsys, "run.steps=1")
+    assert code == 3
+    assert told in said
 
 
 def test_a_batch_that_the_processes_cannot_share_leaves_no_run(monkeypatch):

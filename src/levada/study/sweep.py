@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -175,12 +176,33 @@ def order(cells: Sequence[Cell]) -> list[Cell]:
 def _run_cell(run: RunFunction, config: Mapping[str, Any], seeds: Sequence[int]) -> tuple[list[dict[str, Any]], float]:
     # Processor time: what else the machine does meanwhile is not the cell's cost.
     began = time.process_time()
-    values = run(config, seeds)
+    try:
+        values = run(config, seeds)
+    except (Exception, SystemExit) as error:
+        if not _crosses(error):
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
     seconds = time.process_time() - began
-    if len(values) != len(seeds):
-        raise UsageError(f"a study's run gives one dictionary for each of {len(seeds)} seeds, got {len(values)}.")
+    rule = f"a study's run gives one dictionary for each of {len(seeds)} seeds"
+    if not isinstance(values, list | tuple):
+        raise UsageError(f"{rule}, got {type(values).__name__}.")
+    if len(values) != len(seeds) or not all(isinstance(one, dict) for one in values):
+        kinds = ", ".join(sorted({type(one).__name__ for one in values})) or "nothing"
+        raise UsageError(f"{rule}, got {len(values)} of {kinds}.")
     json.dumps(values)  # what a run folder cannot hold is this cell's failure, not the sweep's
     return values, seconds
+
+
+def _crosses(error: BaseException) -> bool:
+    """Whether an exception is one cell's alone, and arrives in another process as it is.
+
+    `SystemExit` ends whoever hears of it; one that is not made of its own arguments breaks the pool that reads it.
+    """
+    try:
+        other = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return isinstance(error, Exception) and type(other) is type(error) and str(other) == str(error)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ state is that of the stacked tensors."""
 
 # What a key says something about: another key, and the values of it. One that would be ignored is refused.
 _BELONGS: Final = {
+    "model.dim": ("model.network", ("mlp", "transformer")),
     "data.held_out": ("data.source", ("mnist1d", "mnist", "fashion_mnist", "text", "images")),
     "data.context": ("data.source", ("king_james", "text")),
     "optimizer.betas": ("optimizer.name", ("adamw",)),
@@ -110,6 +111,7 @@ class Data:
         _least("data.context", self.context, 1)
         _least("data.evaluated", self.evaluated, 1)
         _between("data.held_out", self.held_out, 0.0, 1.0)
+        _require_whole_path("data.path", self.path)
         if self.source in ("text", "images") and not self.path:
             raise UsageError(f'train: data.path must name what data.source = "{self.source}" reads, got none.')
         if self.source in ("mnist1d", "king_james") and self.path:
@@ -255,6 +257,7 @@ class Run:
             raise UsageError(f"train: run.seed must be less than 2^64, got {self.seed}.")
         if not self.folder or "\0" in self.folder:
             raise UsageError(f"train: run.folder must name a folder, got {self.folder!r}.")
+        _require_whole_path("run.folder", self.folder)
 
 
 @final
@@ -360,6 +363,13 @@ def _least(key: str, value: float, least: float) -> None:
     require_at_least("train", key, value, least, left_out(key).strip())
     if value == float("inf"):
         raise UsageError(f"train: {key} must be finite, got inf.{left_out(key)}")
+
+
+def _require_whole_path(key: str, path: str) -> None:
+    """Raise for a path with a `~`, of which a shell makes a home: a file has none, and behind `=` it makes none."""
+    if path.startswith("~"):
+        advice = f"Write it out, or ./{path} where a folder is called so."
+        raise UsageError(f"train: {key} must be a path without the shell's ~, got {path!r}. {advice}")
 
 
 def _between(key: str, value: float, low: float, high: float) -> None:

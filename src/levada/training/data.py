@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from levada._errors import MeasurementError, UsageError
 from levada.training.config import Data
 from levada.training.sampling import Order
 
-__all__ = ["Examples", "Source", "load_data", "require_batch"]
+__all__ = ["Examples", "Source", "described", "load_data", "require_batch"]
 
 _IMAGES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_OTHER_IMAGES: Final = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff")
+_DESCRIBED: Final = 32  # examples whose targets tell data from others
 
 
 @final
@@ -96,6 +99,32 @@ def load_data(data: Data) -> Source:
     return _divided(len(inputs), data.held_out, take, tuple(inputs.shape[1:]), int(targets.max()) + 1)
 
 
+def described(source: Source) -> dict[str, Any]:
+    """Say of data what tells others from them: how many examples, their shape, and a checksum of some targets.
+
+    Targets are whole numbers, which every machine reads alike; pixels hang on who decodes them.
+
+    Args:
+        source: the data.
+
+    Raises:
+        MeasurementError: if a file is damaged.
+
+    Example:
+        >>> described(load_data(Data("mnist1d")))
+        {'train': 3600, 'held_out': 400, 'shape': [40], 'outputs': 10, 'targets': '...'}
+    """
+    chosen = torch.arange(_DESCRIBED) * source.train.num // _DESCRIBED
+    targets = source.train.take(chosen)[1].contiguous().to(torch.int64)
+    return {
+        "train": source.train.num,
+        "held_out": source.held_out.num,
+        "shape": list(source.shape),
+        "outputs": source.outputs,
+        "targets": f"{zlib.crc32(targets.numpy().astype('<i8').tobytes()):08x}",
+    }
+
+
 def require_batch(data: Data, source: Source) -> None:
     """Raise if a batch has more examples than there are to train on: some would be in it twice, and it may not fit.
 
@@ -137,6 +166,9 @@ def _text(data: Data) -> Source:
         vocabulary, parts, kept = len(text.characters), [text.train], [text.validation]
     else:
         vocabulary, parts, kept = 256, [], []
+        if not 0 < data.held_out < 1:
+            rule = "train: data.held_out must leave some of a text to train on and some to evaluate on"
+            raise UsageError(f"{rule}, got {data.held_out}. Leave it out for the default, 0.1.")
         files = _files(Path(data.path))
         if not any(path.stat().st_size for path in files):
             what = "is empty" if len(files) == 1 else f"holds {len(files)} .txt files, all empty"
@@ -155,9 +187,10 @@ def _text(data: Data) -> Source:
 
 
 def _files(path: Path) -> list[Path]:
-    found = sorted(path.rglob("*.txt")) if path.is_dir() else [path] if path.is_file() else []
-    if not found:
-        what = "holds no .txt file" if path.is_dir() else "does not exist"
+    folder = path.is_dir()
+    found = sorted(one for one in path.rglob("*.txt") if not one.is_dir()) if folder else [path]
+    if not found or not (folder or path.is_file()):
+        what = "holds no .txt file" if folder else "is neither" if path.exists() else "does not exist"
         raise UsageError(f"train: data.path must name a text file or a folder of .txt files; {str(path)!r} {what}.")
     return found
 
@@ -165,6 +198,8 @@ def _files(path: Path) -> list[Path]:
 def _mapped(path: Path) -> Tensor:
     """Return a file's bytes, read from the disk when they are used."""
     size = path.stat().st_size
+    with path.open("rb"):  # PyTorch's own error names no reason that the command line knows
+        pass
     if not size:
         return torch.empty(0, dtype=torch.uint8)
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
@@ -177,7 +212,7 @@ def _windows(parts: Sequence[Tensor], context: int, which: str) -> Examples:
     if not ends:
         raise UsageError(
             f"train: data.context must be shorter than a text {which}, got {context} and no text of {context + 1} "
-            "tokens. Use a shorter context or a longer text."
+            f"tokens. Use a shorter context or a longer text{', or hold more out' if which == 'held out' else ''}."
         )
     bounds = torch.tensor(ends)
 
@@ -202,8 +237,12 @@ def _images(data: Data) -> Source:
         (path, label)
         for label, home in enumerate(classes)
         for path in sorted(home.rglob("*"))
-        if path.suffix.lower() in _IMAGES
+        if path.suffix.lower() in (*_IMAGES, *_OTHER_IMAGES) and not (path.name.startswith(".") or path.is_dir())
     ]
+    other = next((path for path, _ in files if path.suffix.lower() in _OTHER_IMAGES), None)
+    if other is not None:
+        known = ", ".join(_IMAGES)
+        raise UsageError(f"train: images must be {known}, got {str(other)!r}. Convert it, or take it out.")
     empty = [home.name for label, home in enumerate(classes) if label not in {label for _, label in files}]
     if len(classes) < 2 or empty:
         came = f"no image in {', '.join(empty)}" if empty else f"{len(classes)} folders in {str(folder)!r}"

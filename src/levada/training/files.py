@@ -34,14 +34,16 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
     """
     file = Path(path)
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors of Windows begin files with a mark
     except OSError as error:
         own = file / "config.toml"
         advice = f"Of a run, give the file in it: {own}" if own.is_file() else "Give a TOML file."
         raise UsageError(f"train: {str(file)!r} cannot be read: {error.strerror}. {advice}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         advice = f" A script is run by: levada run {file}" if file.suffix == ".py" else ""
-        why = "it holds bytes that are no text" if isinstance(error, UnicodeDecodeError) else error
+        why = {UnicodeDecodeError: "it holds bytes that are no text", RecursionError: "it is nested too deep"}.get(
+            type(error), str(error)
+        )
         raise UsageError(f"train: {str(file)!r} is not TOML: {why}.{advice}") from error
     return resolve(tables, changes)
 
@@ -85,7 +87,7 @@ def _change(tables: dict[str, Any], change: str) -> None:
 def _value(text: str, *, text_wanted: bool) -> Any:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     return text if text_wanted and not isinstance(value, str) else value
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO, final
+from typing import Any, TextIO, final
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from levada.runs import Run
 from levada.training.building import arranged, build_network, build_optimizer, learning_rate
 from levada.training.checkpoint import Checkpoints
 from levada.training.config import Config
-from levada.training.data import Examples, Source, load_data, require_batch
+from levada.training.data import Examples, Source, described, load_data, require_batch
 from levada.training.engine import Engine, Staged, WholeNetwork, cross_entropy
 from levada.training.parallel import parallelise, process_mesh
 from levada.training.pipeline import Pipeline
@@ -87,7 +87,8 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
         record = Record()
         resume = processes.any(resume)
         restarted = processes.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
-        open_run = partial(record.open, config, resume=resume, restarted=restarted)
+        examples = _described(source, processes)
+        open_run = partial(record.open, config, resume=resume, restarted=restarted, examples=examples)
         continued = processes.agree(lambda: open_run(launch=launch()))
         shown = stream if processes.rank == 0 else None
         if resume and not continued and shown is not None:  # the same command begins a training and goes on with it
@@ -101,6 +102,14 @@ def train(config: Config, *, resume: bool = False, stream: TextIO | None = None)
             raise
         finally:
             record.close()
+
+
+def _described(source: Source, processes: Processes) -> dict[str, Any]:
+    """Say of the data what every process finds; raise in all of them if one finds other data."""
+    here = described(source)
+    if processes.any(processes.agree(lambda: here) != here):
+        raise UsageError("train: the data must be the same in every process, and they are not. Copy them anew.")
+    return here
 
 
 @contextmanager

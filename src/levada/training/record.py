@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, final
+from typing import Any, Final, TextIO, final
 
 from levada._errors import MeasurementError, UsageError
 from levada.runs import Run, RunWriter
@@ -13,16 +14,31 @@ from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
 from levada.runs.reader import runs_in
 from levada.training.config import Config
-from levada.training.files import content_hash, differences, read, to_dict, to_toml
+from levada.training.files import content_hash, differences, read, resolve, to_dict, to_toml
 
 __all__ = ["CONFIG", "Progress", "Record", "begin", "evaluations", "losses"]
 
 CONFIG = "config.toml"
 _BATCH, _SECONDS = 256, 1.0
 _LONGEST = 2000  # letters of an error
+# What is kept of the data, and how it is told.
+_EXAMPLES: Final = {
+    "train": "the number of examples that are trained on is",
+    "held_out": "the number of examples that are held out is",
+    "shape": "the shape of an example is",
+    "outputs": "the number of classes or tokens is",
+    "targets": "the checksum of the targets is",
+}
 
 
-def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str = "") -> tuple[RunWriter, bool]:
+def begin(
+    config: Config,
+    *,
+    resume: bool,
+    restarted: bool = False,
+    launch: str = "",
+    examples: Mapping[str, Any] | None = None,
+) -> tuple[RunWriter, bool]:
     """Open a training's run folder: a new one, or to continue the one that is there.
 
     Args:
@@ -30,17 +46,19 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
         resume: whether a run that is there is continued; where none is, one begins.
         restarted: whether torchrun restarted the process, which continues what the same launch began.
         launch: the launch's name, as `levada.training.processes.launch` gives it.
+        examples: what `levada.training.data.described` says of the data; None compares nothing.
 
     Returns:
         The run's writer, and whether a run is continued.
 
     Raises:
-        UsageError: if the folder holds a run that is not to be continued, or one of another configuration, or
-            checkpoints of no run.
+        UsageError: if the folder holds a run that is not to be continued, or one of another configuration or of other
+            data, or checkpoints of no run.
         MeasurementError: if the same launch stopped before at what stops it again.
     """
     folder = Path(config.run.folder)
     continued = (folder / "run.json").exists()
+    known = None
     if continued and restarted:
         resume = _is_of(folder, launch) or resume
     if not continued:
@@ -58,13 +76,16 @@ def begin(config: Config, *, resume: bool, restarted: bool = False, launch: str 
     elif not resume:
         raise UsageError(f"train: run.folder {str(folder)!r} holds a run. Continue it with --resume, or name another.")
     else:
-        if (folder / CONFIG).is_file():
-            _require_same(read(folder / CONFIG), config, folder)
+        if (began := _began_with(folder)) is not None:
+            _require_same(began, config, folder)
         _require_steps(folder, config.run.steps)
+        known = _require_examples(folder, examples)
         writer = RunWriter.open(folder)
     write_atomically(folder / CONFIG, to_toml(config).encode())
     if launch:
         writer.append("launched", name=launch)
+    if examples is not None and known is None:
+        writer.append("examples", **examples)
     return writer, continued
 
 
@@ -106,6 +127,30 @@ def _require_steps(folder: Path, steps: int) -> None:
         )
 
 
+def _require_examples(folder: Path, now: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return what a run says of its data, None if it says nothing; raise if the data are other ones now."""
+    known: Mapping[str, Any] | None = next(iter(Run(folder).events("examples")), None)
+    if known is not None and now is not None:
+        for key, what in _EXAMPLES.items():
+            if known.get(key) != now[key]:
+                raise UsageError(
+                    f"train: the data must stay what they are in a run that is continued: {what} {known.get(key)} in "
+                    f"{folder}, got {now[key]}. Put them back as they were, or name another run.folder to begin anew."
+                )
+    return known
+
+
+def _began_with(folder: Path) -> Config | None:
+    """Return the configuration that a run began with; None where nothing says it.
+
+    The manifest's, which is written once: `config.toml` is what a user edits to go on with.
+    """
+    tables = {name: table for name, table in Run(folder).manifest.config.items() if name != "hash"}
+    if tables:
+        return resolve(tables)
+    return read(folder / CONFIG) if (folder / CONFIG).is_file() else None
+
+
 def _require_same(before: Config, now: Config, folder: Path) -> None:
     changed = differences(before, now)
     if changed:
@@ -131,7 +176,15 @@ class Record:
         self._stored = time.monotonic()
         self._told = False
 
-    def open(self, config: Config, *, resume: bool, restarted: bool = False, launch: str = "") -> bool:
+    def open(
+        self,
+        config: Config,
+        *,
+        resume: bool,
+        restarted: bool = False,
+        launch: str = "",
+        examples: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Open the run's folder; see `begin`.
 
         Args:
@@ -139,11 +192,12 @@ class Record:
             resume: whether a run that is there is continued.
             restarted: whether torchrun restarted the process.
             launch: the launch's name.
+            examples: what is said of the data.
 
         Returns:
             Whether a run is continued.
         """
-        self._writer, continued = begin(config, resume=resume, restarted=restarted, launch=launch)
+        self._writer, continued = begin(config, resume=resume, restarted=restarted, launch=launch, examples=examples)
         return continued
 
     def step(self, step: int, loss: float, gradient_norm: float, lr: float) -> None:
