@@ -18,9 +18,9 @@ from typing import Any, Final
 from levada._numbers import json_ready, restore_numbers
 from levada.runs.codes import codes_from, to_bytes
 from levada.runs.frames import Damage
-from levada.runs.pyramid import SPANS, blocks
-from levada.runs.segments import Cut, UnreadableError, groups, sites_in_group
-from levada.runs.tail import SCHEMA, TAIL_MAGIC, Samples, pack, scan_frames
+from levada.runs.pyramid import SPANS, blocks, groups, sites_in_group
+from levada.runs.segments import Cut
+from levada.runs.tail import SCHEMA, TAIL_MAGIC, Samples, UnreadableError, pack, require_schema, scan_frames
 
 __all__ = ["pack_planes", "pack_samples", "unpack_planes", "unpack_samples", "unpack_steps"]
 
@@ -50,6 +50,8 @@ def _parts(content: bytes, salvage: bool = False) -> Iterator[tuple[int, memoryv
         if isinstance(part, Damage):
             if not salvage:
                 raise UnreadableError(part.message)
+        elif bytes(part[:1]) == b"H":
+            require_schema(json.loads(bytes(part[1:]))["schema"])
         elif bytes(part[:1]) == b"Z" and len(part) > _PLACE.size:
             yield _PLACE.unpack_from(part, 1)[0], part
 
@@ -76,12 +78,6 @@ def unpack_samples(content: bytes) -> Samples:
     if not len(values["steps"]) == len(times) == len(scalars):
         raise UnreadableError("its steps, times and scalars are not of one length")
     return Samples(int(values["sites"]), array("q", values["steps"]), times, scalars, list(map(int, values["marks"])))
-
-
-def require_schema(schema: int) -> None:
-    """Raise unless this levada reads the schema."""
-    if schema > SCHEMA:
-        raise UnreadableError(f"it is of schema {schema}, and this levada reads {SCHEMA}; update levada")
 
 
 def pack_planes(
@@ -137,4 +133,5 @@ def unpack_planes(
 def unpack_steps(content: bytes) -> tuple[int, list[int]]:
     """Give the number of the site table and the first step of each row of a level's file."""
     values = json.loads(bytes(next(iter(part for part in scan_frames(content) if isinstance(part, memoryview))))[1:])
+    require_schema(values["schema"])
     return int(values["sites"]), list(map(int, values["steps"]))

@@ -13,10 +13,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from levada._errors import import_extra
-from levada.runs.packed import require_schema
-from levada.runs.pyramid import SEGMENT, SPANS, blocks
-from levada.runs.segments import Cut, UnreadableError, groups
-from levada.runs.tail import MAX_SCALARS, SCHEMA, Samples
+from levada.runs.pyramid import SEGMENT, SPANS, blocks, groups
+from levada.runs.segments import Cut
+from levada.runs.tail import MAX_SCALARS, SCHEMA, Samples, UnreadableError, require_schema
 
 __all__ = ["pack_planes", "pack_samples", "unpack_planes", "unpack_samples", "unpack_steps"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -32,7 +32,19 @@ from levada.runs.codes import (
     thresholds,
 )
 
-__all__ = ["FADE", "SEGMENT", "SPANS", "Kept", "blocks", "coarsen", "coarsen_by_arrow", "encode_by_arrow", "surplus"]
+__all__ = [
+    "FADE",
+    "SEGMENT",
+    "SPANS",
+    "Kept",
+    "blocks",
+    "coarsen",
+    "coarsen_by_arrow",
+    "encode_by_arrow",
+    "groups",
+    "sites_in_group",
+    "surplus",
+]
 
 SEGMENT: Final = 256
 SPANS: Final = {"full": 1, "by16": 16, "by256": 256}
@@ -51,6 +63,28 @@ def blocks(rows: int, span: int) -> list[tuple[int, int]]:
         [(0, 16), (16, 32), (32, 40)]
     """
     return [(start, min(start + span, rows)) for start in range(0, rows, span)]
+
+
+def sites_in_group(rows: int) -> int:
+    """Give how many sites of one signal stand together: about a million codes.
+
+    Example:
+        >>> sites_in_group(256)
+        4096
+    """
+    return max(1, 2**20 // max(rows, 1))
+
+
+def groups(num_sites: int, rows: int) -> Iterator[range]:
+    """Give the sites that stand together, in order.
+
+    Example:
+        >>> list(groups(5000, 256))
+        [range(0, 4096), range(4096, 5000)]
+    """
+    size = sites_in_group(rows)
+    for start in range(0, num_sites, size):
+        yield range(start, min(start + size, num_sites))
 
 
 def coarsen(series: array[int], rows: int, span: int) -> tuple[array[int], array[int], array[int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +14,10 @@ from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, parsed, read_manifest, write_atomically
 from levada.runs.rank_log import mend_rank_log
 from levada.runs.reader import examine
-from levada.runs.rebuilding import mend_manifest
+from levada.runs.rebuilding import mend_manifest, rebuilt
 from levada.runs.segments import (
     Cut,
+    NewerError,
     Place,
     UnreadableError,
     form_of,
@@ -26,11 +26,11 @@ from levada.runs.segments import (
     places,
     put_aside,
     read_samples,
+    read_steps,
     reduced,
     salvaged,
     seal_tail,
     sealed_name,
-    verified,
 )
 from levada.runs.tables import Table, mend_tables, read_tables
 from levada.runs.tail import Samples
@@ -46,7 +46,7 @@ def reseal(path: str | Path) -> list[str]:
 
     What is lost is NaN in the new sealed files; the damaged ones are moved aside, to names that end in `.torn`. The log
     has every good event again; what follows its first damage is kept in `events.torn-N`. A damaged manifest is written
-    again from what is certain, and says what is not.
+    again from what is certain, and says what is not. What a newer levada wrote stays as it is.
 
     Args:
         path: the run's folder.
@@ -55,11 +55,11 @@ def reseal(path: str | Path) -> list[str]:
         What was done, a sentence each.
 
     Raises:
-        UsageError: if a writer is at work, or the folder cannot be written to.
+        UsageError: if a writer is at work, the folder cannot be written to, or a newer levada wrote the run.
         MissingExtraError: if files are Parquet and pyarrow is not installed.
     """
     run = Path(path)
-    if (run / MANIFEST).is_dir():
+    if (run / MANIFEST).is_dir() or _is_newer(run):
         read_manifest(run)  # says so, before anything is changed
     try:
         return [*_mend_log(run), *_mend_manifest(run), *_mend_signals(run)]
@@ -70,6 +70,12 @@ def reseal(path: str | Path) -> list[str]:
             f"{run}: a run is sealed again where it lies, and this cannot be written to ({error.strerror}). Copy it, "
             "and seal the copy."
         ) from error
+
+
+def _is_newer(run: Path) -> bool:
+    """Say whether a newer levada wrote a run: what its files hold is then not known, and none may be changed."""
+    path = run / MANIFEST
+    return path.is_file() and isinstance(parsed(path.read_bytes()), int) and rebuilt(run) is None
 
 
 def _mend_signals(run: Path) -> Iterator[str]:
@@ -119,37 +125,55 @@ def _reseal_rank(folder: Path) -> Iterator[str]:
     for place in places(folder):
         by_number.setdefault(place.number, []).append(place)
     for number, found in by_number.items():
-        samples = _samples_of(found)
-        tail = next((place for place in found if place.level == "tail"), None)
-        bad = [place for place in found if place.level != "tail" and not is_good(place)]
-        if tail is not None and (samples is None or bad):
-            _put_aside(bad)
-            try:
-                count = len(seal_tail(folder, number, tables, suffix).steps)
-            except OSError:
-                raise
-            except Exception as error:  # of a table that no file can hold; what is in the tail is still read
-                yield f"tail {number} stays as it is: {type(error).__name__}: {error}"
-                continue
-            yield f"tail {number} is sealed, {count:,} samples"
-        elif samples is None:
-            samples = _from_levels(found)
-            if samples is None:
-                yield f"segment {number} stays unreadable: its steps are lost"
-                continue
-            yield f"segment {number}: {len(samples.steps):,} steps are known again, times and scalars are lost"
-            _put_aside([place for place in bad if place.level == "samples"])
-            _write(folder, "samples", number, form_of(suffix).pack_samples(samples), suffix)
-            yield from _mend(folder, number, samples, tables, found)
-        elif bad:
-            yield from _mend(folder, number, samples, tables, found)
+        try:
+            yield from _reseal_segment(folder, number, found, tables, suffix)
+        except NewerError as error:
+            yield f"segment {number} stays as it is: {error}"
+
+
+def _reseal_segment(
+    folder: Path, number: int, found: Sequence[Place], tables: Mapping[int, Table], suffix: str
+) -> Iterator[str]:
+    samples = _samples_of(found)
+    tail = next((place for place in found if place.level == "tail"), None)
+    bad = [place for place in found if place.level != "tail" and not is_good(place)]
+    if tail is not None and (samples is None or bad):
+        _put_aside(bad)
+        try:
+            count = len(seal_tail(folder, number, tables, suffix).steps)
+        except (OSError, NewerError):
+            raise
+        except Exception as error:  # of a table that no file can hold; what is in the tail is still read
+            yield f"tail {number} stays as it is: {type(error).__name__}: {error}"
+            return
+        yield f"tail {number} is sealed, {count:,} samples"
+    elif samples is None:
+        samples = _from_levels(found)
+        if samples is None:
+            yield f"segment {number} stays unreadable: its steps are lost"
+            return
+        yield f"segment {number}: {len(samples.steps):,} steps are known again, times and scalars are lost"
+        _put_aside([place for place in bad if place.level == "samples"])
+        _write(folder, "samples", number, form_of(suffix).pack_samples(samples), suffix)
+        yield from _mend(folder, number, samples, tables, found)
+    elif bad:
+        yield from _mend(folder, number, samples, tables, found)
 
 
 def _samples_of(found: Sequence[Place]) -> Samples | None:
+    """Read the samples of a segment, if they can be.
+
+    Raises:
+        NewerError: if a newer levada wrote them.
+    """
     for place in found:
         if place.level == "samples":
-            with suppress(UnreadableError):
+            try:
                 return read_samples(place)
+            except NewerError:
+                raise
+            except UnreadableError:
+                continue
     return None
 
 
@@ -157,7 +181,12 @@ def _from_levels(found: Sequence[Place]) -> Samples | None:
     """Give the steps of samples whose own file is lost, from the file of the full detail."""
     for place in found:
         if place.level == "full" and is_good(place):
-            table, steps = form_of(place.path.suffix[1:]).unpack_steps(verified(place))
+            try:
+                table, steps = read_steps(place)
+            except NewerError:
+                raise
+            except UnreadableError:
+                continue
             count = len(steps)
             return Samples(table, array("q", steps), array("d", [float("nan")] * count), [{} for _ in steps])
     return None

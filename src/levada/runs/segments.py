@@ -15,7 +15,7 @@ import os
 import re
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -30,17 +30,17 @@ from levada.runs.frames import Damage
 from levada.runs.manifest import sync_folder, write_atomically
 from levada.runs.pyramid import SPANS, blocks, coarsen, coarsen_by_arrow
 from levada.runs.tables import Table
-from levada.runs.tail import Samples, read_tail
+from levada.runs.tail import NEWER, NewerError, Samples, UnreadableError, read_tail
 
 __all__ = [
     "LEVELS",
     "MAX_FILE",
     "Cut",
+    "NewerError",
     "Place",
     "UnreadableError",
     "damaged",
     "form_of",
-    "groups",
     "has_parquet",
     "is_good",
     "lacking",
@@ -51,6 +51,7 @@ __all__ = [
     "put_aside",
     "read_planes",
     "read_samples",
+    "read_steps",
     "reduced",
     "remove",
     "remove_tail",
@@ -58,7 +59,6 @@ __all__ = [
     "seal",
     "seal_tail",
     "sealed_name",
-    "sites_in_group",
     "tail_name",
     "verified",
 ]
@@ -81,10 +81,6 @@ _BROKEN: Final = (
 _SEALED: Final = re.compile(r"(full|by16|by256|samples)-(\d{6,12})-([0-9a-f]{8})\.(parquet|frames)")
 _NUMBER: Final = re.compile(r"(?:full|by16|by256|samples|tail)-(\d{6,12})\b")
 _TAIL: Final = re.compile(r"tail-(\d{6,12})\.log")
-
-
-class UnreadableError(Exception):
-    """A sealed file that is not what was written; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +202,10 @@ def seal_tail(folder: Path, number: int, tables: Mapping[int, Table], suffix: st
 
     Raises:
         OSError: if the disk refuses; the tail is then still there.
+        NewerError: if a newer levada wrote it; likewise.
     """
     path = folder / tail_name(number)
-    samples, damages = read_tail(path, {key: table.width for key, table in tables.items()})
+    samples, damages = _read_own(path, tables)
     table = tables.get(samples.table, Table((), ()))
     if samples.steps or samples.marks:
         seal(folder, number, samples, table.signals, table.sites, suffix)
@@ -220,7 +217,16 @@ def remove_tail(folder: Path, number: int, tables: Mapping[int, Table]) -> None:
     """Remove a tail that is sealed, and whose writer was killed before it did so itself."""
     path = folder / tail_name(number)
     with suppress(FileNotFoundError):
-        _let_go(path, read_tail(path, {key: table.width for key, table in tables.items()})[1])
+        _let_go(path, _read_own(path, tables)[1])
+
+
+def _read_own(path: Path, tables: Mapping[int, Table]) -> tuple[Samples, list[Damage]]:
+    """Read a tail that is to be changed."""
+    samples, damages = read_tail(path, {key: table.width for key, table in tables.items()})
+    for damage in damages:
+        if damage.kind == NEWER:
+            raise NewerError(damage.message)
+    return samples, damages
 
 
 def _let_go(path: Path, damages: Sequence[Damage]) -> None:
@@ -278,6 +284,16 @@ def read_samples(place: Place) -> Samples:
     """
     samples: Samples = _read(place, lambda form, content: form.unpack_samples(content))
     return samples
+
+
+def read_steps(place: Place) -> tuple[int, list[int]]:
+    """Read the number of the site table and the steps of a sealed file of the full detail.
+
+    Raises:
+        UnreadableError: if it is not what was written, or has no rows.
+    """
+    found: tuple[int, list[int]] = _read(place, lambda form, content: form.unpack_steps(content))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,25 +382,3 @@ def lacking(number: int, table: int) -> Damage:
     """Say that a segment's codes cannot be told apart."""
     told = f"segment {number} needs site table {table}"
     return Damage("file", 0, 0, told, number, file=f"sites-{table:03d}.json")
-
-
-def sites_in_group(rows: int) -> int:
-    """Give how many sites of one signal stand together: about a million codes.
-
-    Example:
-        >>> sites_in_group(256)
-        4096
-    """
-    return max(1, 2**20 // max(rows, 1))
-
-
-def groups(num_sites: int, rows: int) -> Iterator[range]:
-    """Give the sites that stand together, in order.
-
-    Example:
-        >>> list(groups(5000, 256))
-        [range(0, 4096), range(4096, 5000)]
-    """
-    size = sites_in_group(rows)
-    for start in range(0, num_sites, size):
-        yield range(start, min(start + size, num_sites))

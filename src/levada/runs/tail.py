@@ -30,13 +30,17 @@ from levada.runs.frames import MAX_FRAME, Damage
 __all__ = [
     "MAX_SCALARS",
     "MAX_TAIL",
+    "NEWER",
     "SCHEMA",
     "TAIL_MAGIC",
+    "NewerError",
     "Samples",
+    "UnreadableError",
     "header",
     "mark",
     "pack",
     "read_tail",
+    "require_schema",
     "sample",
     "scan_frames",
 ]
@@ -48,9 +52,32 @@ SYNC: Final = b"\xf5Lv\n"
 MAX_TAIL: Final = 4 * MAX_FRAME
 # Of one sample. A reader refuses a file that claims more than its samples may have.
 MAX_SCALARS: Final = 4096
+NEWER: Final = "schema"
+"""The kind of damage of a tail that a newer levada wrote: nothing is wrong with it, and nothing of it can be read."""
 _HEADER: Final = struct.Struct("<4sII")
 _SAMPLE: Final = struct.Struct("<qdII")
 _STEP: Final = struct.Struct("<q")
+
+
+class UnreadableError(Exception):
+    """A file of signals that is not what was written; the message is the reason."""
+
+
+class NewerError(UnreadableError):
+    """A file of signals that a newer levada wrote, and that only such a one may change."""
+
+
+def require_schema(schema: int) -> None:
+    """Raise unless this levada reads the schema.
+
+    Args:
+        schema: of a tail or a sealed file.
+
+    Raises:
+        NewerError: if it is newer.
+    """
+    if schema > SCHEMA:
+        raise NewerError(f"it is of schema {schema}, and this levada reads {SCHEMA}; update levada")
 
 
 @dataclass(slots=True)
@@ -193,6 +220,9 @@ def read_tail(path: Path, widths: Mapping[int, int]) -> tuple[Samples, list[Dama
         path: the file.
         widths: number of codes of a sample, by the number of the site table.
 
+    Returns:
+        The samples, and the damages; of a tail that a newer levada wrote no sample, and one damage of the kind `NEWER`.
+
     Raises:
         FileNotFoundError: if it was sealed in the meantime.
     """
@@ -207,6 +237,8 @@ def read_tail(path: Path, widths: Mapping[int, int]) -> tuple[Samples, list[Dama
             continue
         try:
             _take(found, part, widths)
+        except NewerError as error:  # what a sample is may have changed, too
+            return Samples(), [Damage(NEWER, 0, len(content), str(error), sample=0)]
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
             damages.append(Damage("payload", at, len(part), f"a frame is no sample: {error}", sample=len(found.steps)))
     if longer:
@@ -218,8 +250,7 @@ def _take(found: Samples, part: memoryview, widths: Mapping[int, int]) -> None:
     kind, body = bytes(part[:1]), part[1:]
     if kind == b"H":
         values: Any = json.loads(bytes(body))
-        if values["schema"] > SCHEMA:
-            raise ValueError(f"it is of schema {values['schema']}, and this levada reads {SCHEMA}; update levada")
+        require_schema(values["schema"])
         found.table = int(values["sites"])
     elif kind == b"M":
         found.marks.append(_STEP.unpack(body)[0])
