@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import re
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from levada._errors import UsageError, import_extra
 from levada.runs.manifest import MANIFEST, write_atomically
@@ -18,6 +20,13 @@ __all__ = ["cache_folder", "connect", "fetch", "is_remote", "local"]
 
 # At least two letters before the colon: one is a drive of Windows.
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+# Seconds between two looks at an address where a listed file was gone: its writer seals, or lets go of detail.
+_PAUSES: Final = (0.0, 0.1, 0.5, 2.0)
+_COPYING: Final[dict[Path, threading.Lock]] = {}
+
+
+class _MovedError(Exception):
+    """A file was there when the address was listed, and was gone when it was to be copied."""
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -51,13 +60,16 @@ def cache_folder(kind: str, url: str) -> Path:
     """Give the folder for local copies of an address; `kind` is "staged" or "fetched"."""
     own, base = os.environ.get("LEVADA_CACHE"), os.environ.get("XDG_CACHE_HOME")
     root = Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "levada"
-    digest = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    digest = hashlib.sha256(url.rstrip("/").encode(errors="surrogatepass")).hexdigest()[:16]
     name = re.sub(r"[^0-9A-Za-z_.-]", "_", url.rstrip("/").rsplit("/", 1)[-1]).strip(".") or "run"
     return root / kind / digest / name
 
 
 def fetch(url: str, *, cache: str | Path | None = None) -> Path:
     """Copy what is below an address to a local folder; only what has changed since the last time is copied.
+
+    A run may be written meanwhile: where a listed file is gone, the address is listed again. Of several threads that
+    copy to one folder, one does so at a time.
 
     Args:
         url: a run, or a folder that holds some.
@@ -67,21 +79,46 @@ def fetch(url: str, *, cache: str | Path | None = None) -> Path:
         The folder.
 
     Raises:
-        UsageError: if there is nothing at the address, it cannot be read, or fsspec has no such file system.
+        UsageError: if there is nothing at the address, it cannot be read, the copy cannot be written, or fsspec has no
+            such file system.
     """
     files, root = connect(url)
     folder = Path(cache) if cache is not None else cache_folder("fetched", url)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{url}: what is there is copied to {folder}, which cannot be written to ({error.strerror}). "
+            "Name another place by LEVADA_CACHE."
+        ) from error
+    with _COPYING.setdefault(folder.absolute(), threading.Lock()):
+        for pause in _PAUSES:
+            try:
+                return _fetch(files, root, url, folder)
+            except _MovedError:
+                time.sleep(pause)
+        try:
+            return _fetch(files, root, url, folder)
+        except _MovedError as error:
+            _refuse(url, error)
+
+
+def _fetch(files: Any, root: str, url: str, folder: Path) -> Path:
     try:
         files.invalidate_cache()
         found = files.find(root, detail=True)
         if not found:
             raise UsageError(f"{url}: there is nothing at this address. Check it.")
         _copy(files, root, found, folder)
-    except UsageError:
+    except (UsageError, _MovedError):
         raise
     except Exception as error:
-        raise UsageError(f"{url}: it cannot be read ({type(error).__name__}: {error}).") from error
+        _refuse(url, error)
     return folder
+
+
+def _refuse(url: str, error: Exception) -> NoReturn:
+    raise UsageError(f"{url}: it cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def _copy(files: Any, root: str, found: Mapping[str, Any], folder: Path) -> None:
@@ -91,7 +128,6 @@ def _copy(files: Any, root: str, found: Mapping[str, Any], folder: Path) -> None
         known = json.loads(index.read_bytes())
     base = str(files._strip_protocol(root)).rstrip("/")
     now: dict[str, Any] = {}
-    folder.mkdir(parents=True, exist_ok=True)
     # As they are uploaded: the manifest last, so that a copy that was cut off is no run.
     for path, info in sorted(found.items(), key=lambda item: item[0].endswith(f"/{MANIFEST}")):
         key = str(path).removeprefix(base).lstrip("/")
@@ -109,6 +145,11 @@ def _copy(files: Any, root: str, found: Mapping[str, Any], folder: Path) -> None
             try:
                 files.get_file(path, str(part))
                 part.replace(target)
+            except FileNotFoundError:
+                if files.exists(path):
+                    raise
+                write_atomically(index, json.dumps(known | now).encode())  # what was copied is not copied again
+                raise _MovedError(path) from None
             finally:
                 part.unlink(missing_ok=True)
         now[key] = stamp

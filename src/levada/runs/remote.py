@@ -249,7 +249,7 @@ class Mirror:
     def __init__(self, folder: str | Path, url: str, *, rank: int = 0, every: float = _EVERY) -> None:
         self.folder, self.url, self.rank = Path(folder), url, rank
         self.problem: str | None = None
-        self._every = every
+        self._every, self._process = every, os.getpid()
         self._failures, self._warned, self._given_up = 0, False, False
         self._wake, self._ending = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = threading.Thread(target=self._run, name="levada-mirror", daemon=True)
@@ -293,13 +293,13 @@ class Mirror:
             warnings.warn(f"levada: {sentence}", RuntimeWarning, stacklevel=3)
 
     def close(self, timeout: float = _LAST) -> None:
-        """Upload what is left; again is harmless.
+        """Upload what is left; again, or in a forked child, which has no such thread, is harmless.
 
         Args:
             timeout: seconds to wait for that.
         """
         thread, self._thread = self._thread, None
-        if thread is None:
+        if thread is None or os.getpid() != self._process:
             return
         atexit.unregister(self.close)
         self._ending.set()
