@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import re
 import sys
@@ -18,6 +19,7 @@ __all__ = ["main"]
 UNMEASURED, INTERRUPTED = 3, 130
 # As PyTorch says it of a CPU, of a GPU, and on Windows.
 _NO_MEMORY = re.compile("can't allocate memory|out of memory|not enough memory")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What the user of a command can do where a run is in the way of a new one.
 TAKEN = {
     "train": "Name another run.folder, or continue the run with --resume.",
@@ -335,6 +337,11 @@ def _explain(error: Exception, command: str) -> tuple[str, int]:
         return str(error), UNMEASURED
     if isinstance(error, OSError) and error.filename is not None:
         return f"{str(error.filename)!r} cannot be used: {error.strerror}.", UNUSABLE
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return (
+            f"the disk did not take what was written: {error.strerror}. Make room, or write to another disk.",
+            UNUSABLE,
+        )
     told = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(told)):
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", told, re.IGNORECASE)

@@ -92,8 +92,12 @@ class WriterLock:
                 "Wait for it to end, or write to a new folder."
             ) from error
         _HELD.add(self)
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+        except BaseException:  # the disk is full
+            self.release()
+            raise
 
     def _wait(self) -> None:
         for pause in _PAUSES:

@@ -16,7 +16,7 @@ from levada.runs.background import Background
 from levada.runs.folders import rank_folder
 from levada.runs.frames import MAX_FRAME
 from levada.runs.lock import WriterLock
-from levada.runs.manifest import sync_folder
+from levada.runs.manifest import write_atomically
 from levada.runs.pyramid import SEGMENT, Kept, surplus
 from levada.runs.segments import (
     Place,
@@ -266,11 +266,10 @@ class SignalWriter:
 
     def _begin(self) -> None:
         self._number += 1
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self.folder / tail_name(self._number), flags, 0o644)
-        sync_folder(self.folder)
-        self._size = self._rows = 0
-        self._write(TAIL_MAGIC + header(self._table), rows=0)
+        path, first = self.folder / tail_name(self._number), TAIL_MAGIC + header(self._table)
+        write_atomically(path, first)  # a reader never sees one that does not begin as a tail does
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        self._size, self._rows = len(first), 0
 
     def _close_tail(self) -> None:
         if self._descriptor >= 0:

@@ -37,11 +37,10 @@ class RunWriter:
         [0.41]
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: WriterLock, size: int) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lock: WriterLock) -> None:
         self.path = path
         self.manifest = manifest
         self._lock = lock
-        self._size = size
         self._broken = False
         self._process = os.getpid()
         self._synced = time.monotonic()
@@ -83,7 +82,7 @@ class RunWriter:
             write_atomically(log, MAGIC)
             # The manifest comes last: a folder with a manifest is a whole run.
             write_manifest(folder, manifest)
-            return cls(folder, manifest, lock, len(MAGIC))
+            return cls(folder, manifest, lock)
         except BaseException:
             lock.release()
             raise
@@ -108,7 +107,7 @@ class RunWriter:
             damage = examine(folder)[2]
             if damage is not None:
                 mend_log(folder, damage)
-            return cls(folder, manifest, lock, log.stat().st_size)
+            return cls(folder, manifest, lock)
         except BaseException:
             lock.release()
             raise
@@ -122,7 +121,7 @@ class RunWriter:
 
         Raises:
             UsageError: if the payload is not JSON or too large, the writer is closed, or this is a forked child of the
-                process that opened it, which holds no lock and knows no longer how long the log is.
+                process that opened it, which holds no lock.
             OSError: if the disk refuses, e.g. because it is full; the log then ends at the event before, and reads.
         """
         data = frame(encode(type, payload))
@@ -137,20 +136,23 @@ class RunWriter:
             raise OSError(
                 f"{self.path}: an earlier event was written in part and could not be taken back; reopen the run"
             )
+        # Asked for anew: an interrupt may have come between an earlier event and the note of how long the log then was.
+        begin = os.fstat(self._descriptor).st_size
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
-        except OSError as error:
+        except BaseException as error:
             self._broken = True
-            os.ftruncate(self._descriptor, self._size)
+            os.ftruncate(self._descriptor, begin)
             self._broken = False
+            if not isinstance(error, OSError):
+                raise
             raise OSError(
                 error.errno,
                 f"the event {type!r} was not stored, those before it are safe: {error.strerror}",
                 str(self.path),
             ) from error
-        self._size += len(data)
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self.sync()
 
