@@ -16,10 +16,12 @@ def report(options: argparse.Namespace) -> int:
     from levada.report.page import write_page
     from levada.report.script import ABSENT, page_script
     from levada.runs import Run, find_runs
+    from levada.runs.reader import require_readable
 
     runs, unreadable = [], False
     for path in [path for root in options.runs for path in find_runs(root)]:
         try:
+            require_readable(path)
             runs.append(Run(path))
         except UsageError as error:
             unreadable = True
@@ -51,11 +53,18 @@ def doctor(options: argparse.Namespace) -> int:
         raise UsageError(f"{options.run}: signals are sealed again where they lie, in a folder. Give the folder.")
     root = local(options.run)
     healthy = True
-    for path in find_runs(root, whole=False) or [root]:
-        if options.reseal:
-            for sentence in reseal(path):
+    runs = find_runs(root, whole=False) or [root]
+    for path in runs:
+        try:
+            for sentence in reseal(path) if options.reseal else ():
                 tell(f"{path}: {sentence}")
-        examined = examine(path)
+            examined = examine(path)
+        except UsageError as error:
+            if len(runs) == 1:
+                raise
+            tell(str(error), stderr=True)  # the others are looked at all the same
+            healthy = False
+            continue
         tell(str(examined))
         healthy &= examined.healthy
     return QUIET if healthy else FIRED

@@ -23,7 +23,7 @@ from levada.runs.lock import is_held
 from levada.runs.lost import Lost, lost_of, lost_of_log
 from levada.runs.manifest import LOG, MANIFEST, SCHEMA, Manifest, parsed, read_manifest
 from levada.runs.rank_log import damage_of
-from levada.runs.reader import examine, require_one
+from levada.runs.reader import examine, require_one, require_readable
 from levada.runs.rebuilding import rebuilt
 from levada.runs.segments import UnreadableError, damaged, of_tail, orphaned, places, read_samples, verified
 from levada.runs.signals import PAUSES, Signals
@@ -172,11 +172,13 @@ def doctor(path: str | Path) -> Health:
         path: the run's folder, or its address; its manifest may be corrupt.
 
     Raises:
-        UsageError: if the folder does not exist, or holds neither a manifest nor a log.
+        UsageError: if the folder does not exist, holds neither a manifest nor a log, or has a part that this user may
+            not read.
     """
     folder = local(path)
     manifest, reason = None, None
     require_one(folder)
+    require_readable(folder)
     try:
         manifest = read_manifest(folder)
     except UsageError as error:

@@ -11,14 +11,16 @@ from typing import Any, Final, final
 from levada._errors import UsageError
 from levada._numbers import restore_numbers
 from levada.runs.address import local
+from levada.runs.bundles import BUNDLES
 from levada.runs.folders import part_folders, rank_folder, rank_folders
 from levada.runs.frames import MAGIC, Damage, scan
+from levada.runs.lock import NAME
 from levada.runs.losses import Told
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
 from levada.runs.rank_log import RANK_LOG
 from levada.runs.signals import Signals
 
-__all__ = ["Run", "examine", "find_runs", "require_one", "runs_in"]
+__all__ = ["Run", "examine", "find_runs", "require_one", "require_readable", "runs_in"]
 
 _NAMED: Final = 6  # runs that a message names
 
@@ -178,6 +180,28 @@ def require_one(folder: Path) -> None:
     around = next((one for one in folder.absolute().parents if (one / MANIFEST).is_file()), None)
     if around is not None:
         raise UsageError(f"{folder}: a run is asked for, and this is a part of one. Give the run: {around}")
+
+
+def require_readable(folder: Path) -> None:
+    """Raise if this user may not read a part of a run, so that nothing of it is taken for gone.
+
+    Bundles are looked at one by one where they are read.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UsageError: if so; it names the file or folder.
+    """
+    signals = folder / "signals"
+    parts = [folder / MANIFEST, folder / LOG, folder / BUNDLES, signals]
+    parts += [Path(base, name) for base, below, files in os.walk(signals) for name in (*below, *files)]
+    for path in parts:
+        if path.name != NAME and path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+            raise UsageError(
+                f"{folder}: a run is read by who may read all of it, and {path.relative_to(folder)} is not for this "
+                "user. Ask its owner."
+            )
 
 
 def find_runs(root: str | Path, *, whole: bool = True) -> list[Path]:

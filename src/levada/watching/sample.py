@@ -9,7 +9,7 @@ from typing import Final, Protocol, final
 
 from torch import Tensor
 
-from levada._errors import require_at_least
+from levada._errors import UsageError, require_at_least
 from levada.watching.coefficients import Taken
 
 __all__ = ["WATCHED", "Continue", "Listener", "Sample"]
@@ -78,6 +78,8 @@ class Continue:
 
     def __post_init__(self) -> None:
         require_at_least("Continue", "step", self.step, 0)
+        if self.step >= 2**62:  # a record holds steps as integers of 64 bits
+            raise UsageError(f"Continue: step must be less than 2^62, got {self.step}. Give that of the checkpoint.")
 
 
 class Listener(Protocol):

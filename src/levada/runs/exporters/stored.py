@@ -15,7 +15,7 @@ from levada.runs.address import is_remote
 from levada.runs.exporters.exporter import Exporter, chosen, tag, told
 from levada.runs.findings import first_of, process_name, said_of, tellings
 from levada.runs.manifest import MANIFEST, name_of
-from levada.runs.reader import Run
+from levada.runs.reader import Run, require_readable
 from levada.runs.standing import CONTINUED, Standing
 
 __all__ = ["EXPORTERS", "export", "open_exporter"]
@@ -43,7 +43,8 @@ def open_exporter(to: str, out: str | Path = "exports", *, name: str, config: Ma
         What takes the run's numbers.
 
     Raises:
-        UsageError: if the tracker is unknown or its package is not installed.
+        UsageError: if the tracker is unknown, its package is not installed, or it writes to folders alone and `out` is
+            an address.
 
     Example:
         >>> open_exporter("a_tracker", name="first", config={})
@@ -52,6 +53,10 @@ def open_exporter(to: str, out: str | Path = "exports", *, name: str, config: Ma
     """
     if to not in _CLASSES:
         raise UsageError(f"export: a run goes to one of {', '.join(EXPORTERS)}, got {to!r}.")
+    if to != "mlflow" and is_remote(str(out)):
+        raise UsageError(
+            f"export: {to} is written to a folder, got the address {str(out)!r}. Name a folder, and copy what is in it."
+        )
     kind: Callable[..., Exporter] = getattr(importlib.import_module(f"levada.runs.exporters.{to}"), _CLASSES[to])
     return kind(out if to == "mlflow" else Path(out), name, config)
 
@@ -71,8 +76,8 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
         The exporter, closed; `where` and `hint` say where the numbers are, and what shows them.
 
     Raises:
-        UsageError: if the run was not watched or keeps nothing yet, the tracker is unknown or not installed, its files
-            would come into the folder of a run, or `sites` is negative.
+        UsageError: if the run was not watched, may not be read or keeps nothing yet, the tracker is unknown or not
+            installed, its files would come into the folder of a run or to an address, or `sites` is negative.
 
     Cost:
         Memory for what is exported, and for one signal of one site at a time beside it.
@@ -80,6 +85,7 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
     # An address is read from a copy, in a folder whose name says nothing.
     place = Path(run.partition("://")[2]) if isinstance(run, str) and is_remote(run) else None
     run = run if isinstance(run, Run) else Run(run)
+    require_readable(run.path)
     rows = _numbers(run, sites)
     told_at = _findings(run, max(rows, default=0))
     if not run.ranks and not (run.manifest.kind == "watch" and (rows or told_at)):

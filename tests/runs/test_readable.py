@@ -1,0 +1,68 @@
+"""A run of which this user may not read a part: said, and neither taken for gone nor in the way of other runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from levada._errors import UsageError
+from levada.cli import main
+from levada.runs import RunWriter, SignalWriter, doctor
+from levada.runs.codes import encode
+from levada.runs.exporters import export
+from levada.watching import Continue
+
+
+def write(folder: Path) -> Path:
+    with RunWriter.create(folder, kind="watch", name=folder.name) as writer:
+        with SignalWriter(folder, sites=[{"name": "a"}], signals=["x"]) as signals:
+            signals.append(0, 0.0, encode([1.0]), {"loss": 1.0})
+        writer.append("end", steps=1, samples=1, dropped=0, keep=4096)
+    (folder / "bundles").mkdir()
+    return folder
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, forbidden: Path) -> None:
+    """Let a file be one of somebody else's: the superuser may read all, and tests may run as that."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != forbidden and access(path, mode))
+
+
+@pytest.mark.parametrize("part", ["run.json", "events.log", "bundles", "signals", "signals/rank-00000", "full"])
+def test_what_may_not_be_read_is_named_and_not_called_gone(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write(tmp_path / "run")
+    forbidden = next(run.rglob("full-*")) if part == "full" else run / part
+    assert doctor(run).healthy
+    forbid(monkeypatch, forbidden)
+    for look in (doctor, lambda path: export(path, "tensorboard", tmp_path / "out")):
+        with pytest.raises(UsageError, match=f"{forbidden.name} is not for this user"):
+            look(run)
+
+
+def test_others_are_looked_at_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    closed, _ = write(tmp_path / "runs" / "closed"), write(tmp_path / "runs" / "open")
+    forbid(monkeypatch, closed / "signals")
+    assert main(["doctor", str(tmp_path / "runs")]) == 1
+    shown = capsys.readouterr()
+    assert "signals is not for this user" in shown.err
+    assert "watch 'open'" in shown.out
+    assert main(["report", str(tmp_path / "runs"), "-o", str(tmp_path / "page.html")]) == 1
+    assert "is not for this user. Ask its owner. The page is without it." in capsys.readouterr().err
+    assert main(["doctor", str(closed)]) == 2
+
+
+@pytest.mark.parametrize("to", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_writes_to_folders_takes_no_address(tmp_path: Path, to: str) -> None:
+    with pytest.raises(UsageError, match="is written to a folder, got the address 's3://bucket/x'"):
+        export(write(tmp_path / "run"), to, "s3://bucket/x")
+
+
+def test_a_step_that_no_record_can_hold_is_refused() -> None:
+    Continue("runs/mine", 2**62 - 1)
+    with pytest.raises(UsageError, match=r"less than 2\^62, got 4611686018427387904"):
+        Continue("runs/mine", 2**62)
