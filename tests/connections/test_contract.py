@@ -272,7 +272,8 @@ def test_gradcheck(case):
 def test_compiled_equals_eager(case):
     stack = build(case).train((case, "compile in training") not in EXCEPTIONS)
     torch.compiler.reset()
-    compiled, x = torch.compile(stack, fullgraph=True, backend="aot_eager"), batch(2, 3, DIM)
+    compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
+    x = batch(2, 3, DIM).requires_grad_()  # as for the gradients, so that it is compiled once
     torch.testing.assert_close(run(compiled, x), run(stack, x), rtol=1e-5, atol=1e-6)
     expected, found = gradients(stack, x), gradients(compiled, x)
     found = {name.removeprefix("_orig_mod."): gradient for name, gradient in found.items()}

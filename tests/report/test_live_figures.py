@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 from tests.report.conftest import make_sick, write_study
 from tests.report.watched import write_watch
+from tests.web.explorer_page import AXE, violations_by_scheme
+from tests.web.visiting import browser, needs_browser
 
 from levada.cli import main
 from levada.report import script, write_html
@@ -21,31 +22,20 @@ from levada.report.embedded import heat_data
 from levada.report.grid import MAX_CELLS, MAX_FINE_ROWS, Fine, Row
 from levada.report.page import _template
 
-CHROMIUM = shutil.which("chromium")
+__all__ = ["browser"]
 WEB = Path(__file__).parents[2] / "web"
-AXE = WEB / "node_modules/axe-core/axe.min.js"
 HOSTILE = "</script><script>alert(1)</script>"
 HEAT = "[aria-roledescription='heat map']"
 FIGURES = 11  # of which two are heat maps, and one has four panels
 PANELS = 4
 WAIT = 30_000  # milliseconds: the machine may be busy
 built = pytest.mark.skipif(script.page_script() is None, reason="the pages are not built: make web")
-browsing = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 Open = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
 def pictures_alone() -> None:
     """Here pages have their script."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +98,7 @@ def table(figure: Any) -> list[list[str]]:
 
 
 @built
-@browsing
+@needs_browser
 def test_lines_are_read_by_arrow_keys_and_say_what_the_table_says(visit: Open) -> None:
     page = visit()
     figure = page.locator("figure.live").first
@@ -132,7 +122,7 @@ def test_lines_are_read_by_arrow_keys_and_say_what_the_table_says(visit: Open) -
 
 
 @built
-@browsing
+@needs_browser
 def test_a_heat_map_is_read_by_arrow_keys_zoomed_and_says_what_the_table_says(visit: Open) -> None:
     page = visit()
     figure = page.locator("figure.live", has=page.locator(HEAT)).first
@@ -157,7 +147,7 @@ def test_a_heat_map_is_read_by_arrow_keys_zoomed_and_says_what_the_table_says(vi
 
 
 @built
-@browsing
+@needs_browser
 def test_a_zero_and_what_is_no_number_are_said_in_words(visit: Open) -> None:
     page = visit()
     figure = page.locator("figure.live", has=page.locator(HEAT)).first
@@ -171,7 +161,7 @@ def test_a_zero_and_what_is_no_number_are_said_in_words(visit: Open) -> None:
 
 
 @built
-@browsing
+@needs_browser
 @pytest.mark.parametrize("how", ["print", "without script"])
 def test_print_and_who_runs_no_script_have_the_pictures(visit: Open, how: str) -> None:
     page = visit(live=how == "print", java_script_enabled=how == "print")
@@ -188,7 +178,7 @@ def test_print_and_who_runs_no_script_have_the_pictures(visit: Open, how: str) -
 
 
 @built
-@browsing
+@needs_browser
 def test_panels_and_seeds_of_a_study_are_followed_like_other_lines(visit: Open) -> None:
     page = visit()
     panels = page.locator("figure.live", has=page.locator(".interactive .panels"))
@@ -209,7 +199,7 @@ def test_panels_and_seeds_of_a_study_are_followed_like_other_lines(visit: Open) 
 
 
 @built
-@browsing
+@needs_browser
 def test_no_figure_is_cut_on_paper(visit: Open) -> None:
     page = visit(680)  # what the margins leave of A4, at 96 pixels an inch, and of 267 mm in height
     page.emulate_media(media="print")
@@ -228,20 +218,15 @@ def test_no_figure_is_cut_on_paper(visit: Open) -> None:
 
 
 @built
-@browsing
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@needs_browser
 @pytest.mark.parametrize("width", [360, 1280, 3840])
-def test_no_sideways_scrolling_nothing_that_axe_objects_to(visit: Open, width: int, scheme: str) -> None:
-    page = visit(width, color_scheme=scheme)
+def test_no_sideways_scrolling_nothing_that_axe_objects_to(visit: Open, width: int) -> None:
+    page = visit(width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     if not AXE.exists():
         pytest.skip("axe-core is not installed: cd web && npm ci")
-    # Run from outside of the page, whose policy lets in no script but its own.
-    page.evaluate(AXE.read_text(encoding="utf-8"))
     page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true })")
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    told = {one["id"]: [node["target"] for node in one["nodes"]] for one in found["violations"]}
-    assert told == {}, json.dumps(told, indent=1)
+    assert violations_by_scheme(page) == {}
 
 
 @built

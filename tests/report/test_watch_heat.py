@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,13 @@ from typing import Any
 import pytest
 from tests.report.test_page import Page
 from tests.report.watched import cells_of, write_watch
+from tests.web.visiting import browser, needs_browser
 
 from levada.report import render_report, write_html
 from levada.report.grid import MAX_COLUMNS, MAX_ROWS, Grid, Row, gather
 from levada.report.heat import NUM_LEVELS, heat
+
+__all__ = ["browser"]
 
 
 def test_heat_pictures_tell_in_words_what_they_show(watched: Path) -> None:
@@ -100,20 +101,7 @@ def test_the_largest_page_stays_small(tmp_path: Path) -> None:
     assert 200_000 < size < 1_000_000
 
 
-CHROMIUM = shutil.which("chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1200])
 def test_in_a_browser_the_pictures_have_their_colours_and_nothing_is_cut(

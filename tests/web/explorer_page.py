@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ __all__ = [
     "settled",
     "use",
     "violations",
+    "violations_by_scheme",
     "visit",
 ]
 
 PAGE = Path(levada.__file__).parent / "web/static/single/explore.html"
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
+COLOURS = ("color-contrast", "link-in-text-block")
+"""The rules of axe-core that look at colours, of those that it runs unasked."""
 
 needs_page = [needs_browser, pytest.mark.skipif(not PAGE.exists(), reason="the pages are not built: make web")]
 
@@ -90,10 +93,20 @@ def numbers(text: str) -> list[float]:
     return [float(found) for found in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?", plain)]
 
 
-def violations(page: Any) -> str:
-    """What axe-core finds wrong, as text; nothing if all is well."""
+def violations(page: Any, rules: Sequence[str] = ()) -> str:
+    """What axe-core finds wrong by all of its rules, or by some, as text; nothing if all is well."""
     if not page.evaluate("'axe' in window"):
-        page.add_script_tag(path=str(AXE))
+        page.evaluate(AXE.read_text(encoding="utf-8"))  # which no policy of the page forbids
     # What passes is not listed node by node, which takes as long as finding what does not.
-    found = page.evaluate("axe.run({ resultTypes: ['violations'] }).then(found => found.violations)")
+    options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
+    found = page.evaluate("options => axe.run(options).then(found => found.violations)", options)
     return "\n".join(json.dumps([one["id"], [node["html"][:160] for node in one["nodes"]]]) for one in found)
+
+
+def violations_by_scheme(page: Any) -> dict[str, str]:
+    """What axe-core finds wrong in the light scheme, and in the dark one, where nothing but colours is another."""
+    found = {}
+    for scheme, rules in (("light", ()), ("dark", COLOURS)):
+        page.emulate_media(color_scheme=scheme)
+        found[scheme] = violations(page, rules)
+    return {scheme: text for scheme, text in found.items() if text}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.web.explorer_page import AXE, PAGE, Visit, browser, needs_page, settled, violations, visit
+from tests.web.explorer_page import AXE, PAGE, Visit, browser, needs_page, settled, violations_by_scheme, visit
 
 pytestmark = needs_page
 __all__ = ["browser", "visit"]
@@ -333,9 +333,8 @@ def test_what_a_link_says_wrong_is_said(visit: Visit) -> None:
     assert page.locator("[data-question] .verdict").count() == 0
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_a_scroll_sideways(visit: Visit, scheme: str) -> None:
-    page = visit("tab=lessons&chapter=3&expert=1&answers=3.b:0", width=360, height=740, color_scheme=scheme)
+def test_a_phone_shows_it_without_a_scroll_sideways(visit: Visit) -> None:
+    page = visit("tab=lessons&chapter=3&expert=1&answers=3.b:0", width=360, height=740)
     found(page, "b")
     for chapter in range(1, 8):
         page.get_by_role("navigation", name="Chapters").get_by_role("button").nth(chapter - 1).click()
@@ -357,14 +356,13 @@ def test_on_paper_there_is_the_text_and_no_button(visit: Visit) -> None:
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: cd web && npm ci")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(visit: Visit, scheme: str) -> None:
+def test_axe_finds_nothing(visit: Visit) -> None:
     answers = "1.a:0.1,2.a:0.1,3.b:0,4.b:0,6.c:10,7.b:1"
-    page = visit(f"tab=lessons&chapter=1&answers={answers}", color_scheme=scheme)
+    page = visit(f"tab=lessons&chapter=1&answers={answers}")
     for chapter in range(1, 8):
         page.get_by_role("navigation", name="Chapters").get_by_role("button").nth(chapter - 1).click()
         opened(page, TITLES[chapter - 1])
         page.get_by_label("expert").set_checked(chapter % 2 == 1)
         for name in re.findall(rf"{chapter}\.(\w):", answers):
             found(page, name)
-        assert violations(page) == ""
+        assert violations_by_scheme(page) == {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.web.accessible import colours, moving, unreached, untold, wide
-from tests.web.explorer_page import violations
+from tests.web.explorer_page import AXE, violations
 
 from levada.report.palette import palette
 from levada.runs import RunWriter
@@ -15,7 +15,7 @@ from levada.web.folder import identity
 
 from .conftest import write_check, write_inside, write_pictures, write_study, write_watched
 from .live import Served, needs_page, server, visit, write_deep
-from .test_live import AXE, HEATS
+from .test_live import HEATS
 from .visiting import Visit, browser
 
 __all__ = ["browser", "server", "visit"]
