@@ -1,4 +1,7 @@
-"""Whether all rows of the batches that a model was given are the same one, so that it has nothing to tell apart."""
+"""Whether all rows of the batches that a model was given are the same one, so that it has nothing to tell apart.
+
+And how large the numbers are that it was given: a task whose inputs are scaled up has another loss.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ from torch import Tensor
 from levada.watching.sample import Sample
 from levada.watching.silence import Silence
 
-__all__ = ["ALIKE", "Alike", "Rows"]
+__all__ = ["ALIKE", "SIZE", "Alike", "Rows"]
 
 ALIKE: Final = "alike_rows"
 """The scalar of a sample: how many rows a batch has that are all the same one; 0 if they differ."""
+SIZE: Final = "input_rms"
+"""The scalar of a sample: the root mean square of the floating-point numbers that the model was given."""
 
 _MOST: Final = 64  # tensors in a nest, and passes of a step
 _AT_ONCE: Final = 1 << 22  # elements that are compared in one call
@@ -51,14 +56,15 @@ class Alike:
     def __init__(self) -> None:
         self._on = False
         self._passes: list[list[Compared] | None] = []
+        self._sizes: list[Tensor] = []  # mean squares of the passes
 
     def open(self) -> None:
         """Compare from now on."""
-        self._on, self._passes = True, []
+        self._on, self._passes, self._sizes = True, [], []
 
     def close(self) -> None:
         """Compare no more."""
-        self._on, self._passes = False, []
+        self._on, self._passes, self._sizes = False, [], []
 
     def see(self, given: Iterable[tuple[int | str, Any]]) -> None:
         """Compare what a pass is given, without waiting for a device.
@@ -70,9 +76,25 @@ class Alike:
             return
         try:
             tensors = list(_tensors([value for key, value in given if key not in _TARGETS]))
-            self._passes.append([_compared(t) for t in tensors] if len(tensors) <= _MOST else None)
+            few = len(tensors) <= _MOST
+            self._passes.append([_compared(t) for t in tensors] if few else None)
+            self._sizes += [size for size in [_mean_square(tensors)] if size is not None] if few else []
         except Exception:  # what a model is given is the user's: it is not known, and all else goes on
             self._passes.append(None)
+
+    def size(self) -> Tensor | None:
+        """Return the root mean square of the floating-point numbers that the passes were given; None if not known.
+
+        Example:
+            >>> alike = Alike()
+            >>> alike.open()
+            >>> alike.see([(0, torch.tensor([3.0, 4.0])), (1, torch.tensor([7]))])
+            >>> round(float(alike.size()), 4)
+            3.5355
+        """
+        if not self._sizes:
+            return None
+        return torch.stack([size.to(self._sizes[0].device, non_blocking=True) for size in self._sizes]).mean().sqrt()
 
     def of(self, targets: int | Sequence[int] | None) -> Tensor | None:
         """Return how many rows the batches have, if those of each pass are the same one; 0 if they differ.
@@ -162,6 +184,18 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors({entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)})
     elif not isinstance(value, _PLAIN):
         raise TypeError(type(value).__name__)
+
+
+def _mean_square(tensors: Sequence[Tensor]) -> Tensor | None:
+    real = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    if not real:
+        return None
+    sums = [torch.linalg.vector_norm(tensor, dtype=_wide(tensor)).square() for tensor in real]
+    return torch.stack([one.to(sums[0].device, non_blocking=True) for one in sums]).sum() / sum(t.numel() for t in real)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _compared(tensor: Tensor) -> Compared:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Final, final
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from levada._errors import require_at_least
+from levada.watching.growth import Growth
 from levada.watching.lowest import Lowest, median_of
 from levada.watching.window import Window
 
@@ -183,9 +185,21 @@ class LossBaseline:
         self.early = math.nan  # the median of the first losses, of which the very first alone saw no update
         self.settled = math.nan  # the median of as many behind them
         self.constant = math.nan  # what the best prediction that is the same for every input would have, if known
+        self._growth, self._inputs = Growth(), Growth()  # of the same for each batch; of the size of its inputs
         self._steps: deque[int] = deque(maxlen=window)
         self._recent, self._few, self._lowest = Window(window), Window(smooth), Lowest(window // 4)
         self.lowest_step = -1  # the last one of the losses in a row whose median was the lowest
+
+    def sampled(self, scalars: Mapping[str, float]) -> None:
+        """Take what a sample knows of the loss of the best prediction that is the same for every input, and of these.
+
+        Args:
+            scalars: of the sample.
+        """
+        constant = float(scalars.get("constant_loss", math.nan))
+        self.constant = self.constant if math.isnan(constant) else constant
+        self._growth.add(float(scalars.get("constant_of_batch", math.nan)))
+        self._inputs.add(float(scalars.get("input_rms", math.nan)))
 
     def add(self, step: int, loss: float) -> None:
         """Take the loss of one step.
@@ -274,6 +288,26 @@ class LossBaseline:
     def untrained(self) -> float:
         """The loss of the untrained model: the very first, or twice the start if an initialisation was further off."""
         return max(self.start, min(self.first, self.start + abs(self.start)))
+
+    @property
+    def grown(self) -> float:
+        """Times by which the loss of the best constant prediction has grown since the first batches; 1 if not known."""
+        return self._growth.factor
+
+    @property
+    def inputs_grown(self) -> float:
+        """Times by which the inputs have grown since the first batches; 1 if not known."""
+        return self._inputs.factor
+
+    @property
+    def is_another(self) -> bool:
+        """Whether inputs have grown where nothing tells by how much the loss of a constant prediction did."""
+        return self.inputs_grown > 1 and not self._growth.known
+
+    @property
+    def reference(self) -> float:
+        """The loss above which nothing of what was learned is left: the start, or so many times it as targets grew."""
+        return self.start * self.grown
 
     @property
     def fell(self) -> bool:

@@ -56,6 +56,7 @@ class ConstantLoss:
         self._seen: list[tuple[Any, Tensor, Tensor, int]] | None = []  # of the backward pass that begins
         self._own: list[Tensor] = []  # the loss in its own unit, of each of the step's passes
         self._sums: Tensor | None = None  # what is kept of the targets
+        self._batch: Tensor | None = None  # the same of this step's alone
         self._form: Any = None
         self._blind = False  # whether one of the step's losses was none of these
 
@@ -71,7 +72,7 @@ class ConstantLoss:
 
     def restart(self) -> None:
         """Forget the step's passes so far."""
-        self._seen, self._own, self._blind, self.each = [], [], False, []
+        self._seen, self._own, self._blind, self.each, self._batch = [], [], False, [], None
 
     def see(self, roots: Sequence[Tensor]) -> None:
         """Look at the scalars at which a backward pass is about to begin, while its graph is there.
@@ -97,20 +98,23 @@ class ConstantLoss:
             return
         ((form, sums, own, self.targets),) = seen
         if self._form != form:
-            self._form, self._sums = form, None
+            self._form, self._sums, self._batch = form, None, None
         self._sums = sums if self._sums is None else self._sums + sums
+        self._batch = sums if self._batch is None else self._batch + sums
         self._own.append(own)
         self.each.append(self.targets)
 
-    def of(self, loss: Tensor) -> Tensor | None:
+    def of(self, loss: Tensor, *, batch: bool = False) -> Tensor | None:
         """Return it in the unit of the step's loss, as a number on its device; None if it is not known.
 
         Args:
             loss: of the step.
+            batch: over the targets of this step alone, which grow with the task.
         """
-        if self._blind or not self._own or self._sums is None:
+        sums = self._batch if batch else self._sums
+        if self._blind or not self._own or sums is None:
             return None
-        best, own = _best(self._form, self._sums), torch.stack(self._own).mean()
+        best, own = _best(self._form, sums), torch.stack(self._own).mean()
         return torch.where(
             best > (_LEAST if self._form[0] == "classes" else 0.0), loss.to(best.dtype) * best / own, torch.nan
         )

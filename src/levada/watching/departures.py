@@ -14,8 +14,10 @@ __all__ = ["Departures"]
 
 # A signal has left its baseline at so many standard deviations and octaves.
 FAR, OCTAVES = 8.0, 1.0
-# Steps: what moved longer before than this many samples did not bring the spike about.
+# What moved longer before than this many samples did not bring the spike about.
 HORIZON: Final = 5
+# Steps since the last sample, and more than the samples span, after which anything may have happened.
+LATELY: Final = 64
 
 
 @final
@@ -45,13 +47,22 @@ class Departures:
         self.since = torch.where(outside, torch.where(self.since < 0, step, self.since), -1)
         self.steps.append(step)
 
+    def lately(self, step: int) -> list[int]:
+        """Return the sampled steps shortly before a step; none where the last is so old that it tells nothing of it.
+
+        Args:
+            step: when the loss jumped.
+        """
+        before = [s for s in self.steps if s < step]
+        return before if before and step - before[-1] <= max(LATELY, before[-1] - before[0]) else []
+
     def first_before(self, step: int) -> list[tuple[int, int, float]]:
         """Return the columns that left shortly before a step, with the sampled step and octaves; the earliest first.
 
         Args:
             step: when the loss jumped.
         """
-        before = [s for s in self.steps if s < step]
+        before = self.lately(step)
         if not before:
             return []
         columns = ((self.since >= before[0]) & (self.since < step)).nonzero().flatten().tolist()

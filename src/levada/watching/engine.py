@@ -373,7 +373,8 @@ class Engine:
         numbers += [torch.stack([loss.to(self._device) for loss in losses])] if losses else []
         lr = self._optimizers[0].param_groups[0]["lr"] if self._optimizers else None
         alike = self.passes.alike.of(self.losses.constant.each or self.losses.constant.targets)
-        named = self.losses.known(losses[-1] if losses and steps[-1] == reading.step else None, lr=lr, alike_rows=alike)
+        of = losses[-1] if losses and steps[-1] == reading.step else None
+        named = self.losses.known(of, lr=lr, alike_rows=alike, input_rms=self.passes.alike.size())
         inside = self.coefficients.pack(reading.counted, self._device)
         sent = Sent(reading.step, numbers, packed, steps, {**named, **self.logged}, inside, self._structure.where)
         sent.micro_batches, sent.tanh = self.micro_batches.take(), self._structure.tanh

@@ -182,9 +182,8 @@ class Judge:
         """
         blocks = self._known(sample)
         self._rank, self._scaled = sample.rank, sample.scalars.get("loss_scale", 1.0) != 1.0
+        self.loss.sampled(sample.scalars)
         self._see_losses(sample.losses)
-        constant = float(sample.scalars.get("constant_loss", math.nan))
-        self.loss.constant = self.loss.constant if math.isnan(constant) else constant
         self._rates.sampled(sample.step, float(sample.scalars.get("lr", math.nan)))
         self.rows.append(sample)
         self.samples += 1

@@ -165,11 +165,11 @@ class Losses:
             loss: of the sampled step, if it was seen.
             others: numbers that others know.
         """
-        constant = None if loss is None else self.constant.of(loss)
+        constant, batch = (None, None) if loss is None else (self.constant.of(loss), self.constant.of(loss, batch=True))
         which, worst = self.piles.worst or (0, None)
         piled = worst.steps or None if worst is not None else None
         of = worst.of if worst is not None and (piled or worst.over) else None  # 0 where nothing is counted
-        every = {"loss_scale": self.scale(), **others, "constant_loss": constant}
+        every = {"loss_scale": self.scale(), **others, "constant_loss": constant, "constant_of_batch": batch}
         every |= {"uncleared_steps": piled, "uncleared_of": of}
         every |= {"uncleared_optimizer": float(which) if piled and self.piles.several else None}
         return {name: value for name, value in every.items() if value is not None}

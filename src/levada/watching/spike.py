@@ -105,7 +105,7 @@ class _Spike:
     back: int | None = None  # the step at which it had come back
     moved: list[dict[str, Any]] | None = None
     raised: dict[str, Any] | None = None
-    watched: str = ""
+    watched: int | None = None  # the last step that was sampled shortly before
     step: float = 0.0  # beside the median block's weights, sampled before the onset, if it was far too long
     unheard: bool = False  # larger than any before in this run, by far
     begun: bool = False  # to be told
@@ -155,7 +155,7 @@ class Spikes:
         if step > spike.onset and len(spike.next) < LATEST:
             spike.next.append(loss)
         spike.above.append(loss - spike.usual > BACK * baseline.scale)
-        spike.lasting += loss > baseline.start
+        spike.lasting += loss > baseline.reference
         spike.confirmed |= spike.peak - spike.usual >= ALONE * baseline.scale or sum(spike.above) >= ABOVE
         if len(spike.above) == LATEST and not any(spike.above):
             spike.ended = spike.back = step
@@ -169,7 +169,7 @@ class Spikes:
         """Follow the spikes whose loss stays up: for how long, which tells what they are, and until it is down."""
         for spike in self._ended:
             if spike.back is None:
-                spike.lasting += loss > baseline.start
+                spike.lasting += loss > baseline.reference
                 spike.back = step if baseline.recent - spike.usual <= BACK * baseline.scale else None
 
     def _see_jump(self, jump: float) -> None:
@@ -248,8 +248,8 @@ class Spikes:
             }
             for column, step, size in departures.first_before(spike.onset)
         ]
-        before = [sample.step for sample in view.rows if sample.step < spike.onset]
-        spike.watched = f"up to the sampled step {before[-1]}" if before else "as no step was sampled shortly before"
+        lately = departures.lately(spike.onset)
+        spike.watched = lately[-1] if lately else None
         spike.raised = raised(view.rows, view.rates, spike.onset, view.rises)
 
 
@@ -260,9 +260,10 @@ def _finding(spike: _Spike, view: View) -> Finding:
     caused = bool(moved) or by_rate is not None
     severity: Severity = "warn" if spike.unheard and (caused or _odd(spike)) else "info"
     stays = spike.peak if spike.ended is None else spike.level
-    if spike.lasting >= LASTING and caused and (spike.ended is None or not stays < view.loss.start):
-        severity = "error"
-    elif spike.lasting >= UNEXPLAINED and not stays < view.loss.untrained:
+    grown = view.loss.grown
+    if spike.lasting >= LASTING and caused and (spike.ended is None or not stays < view.loss.reference):
+        severity = "warn" if view.loss.is_another else "error"
+    elif spike.lasting >= UNEXPLAINED and not stays < view.loss.untrained * grown:
         severity = "warn"
     first = moved[0] if moved else None
     if severity == "info" or not made_it_rise(by_rate, view.lr, spike.onset):
@@ -274,6 +275,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
         claim=(
             f"The loss jumped at step {spike.onset} from {spike.usual:.4g} to {spike.peak:.4g} at most, "
             f"{spike.excess:.3g} standard deviations above its median.{_end(spike, view.loss)} {_why(spike)}"
+            f"{_harder(view.loss)}"
         ),
         where={"first": first["site"], "last": first["site"]} if first else {},
         evidence={
@@ -282,6 +284,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
             "loss_peak": spike.peak,
             "deviations": spike.excess,
             "start": view.loss.start,
+            "grew": {"constant_loss": grown, "inputs": view.loss.inputs_grown},
             "moved_first": moved[:20],
             "learning_rate": spike.raised,
             "update_ratio": spike.step or None,
@@ -325,9 +328,24 @@ def _end(spike: _Spike, loss: LossBaseline) -> str:
 def _reference(view: View) -> str:
     """Name what a loss is compared with: one of no update, or of a few, if that is lower."""
     loss = view.loss
-    return (
+    name = (
         "that of the untrained model" if loss.start >= loss.first else f"{loss.start:.4g}, the median of the first few"
     )
+    return name if loss.grown == 1 else f"{loss.grown:.3g} times {name}"
+
+
+def _harder(loss: LossBaseline) -> str:
+    """Say that targets or inputs have grown, and by how much; "" if they have not, or it is not known."""
+    of, first = "on one of the last three sampled batches", "on the first ones"
+    said = ""
+    if loss.grown > 1:
+        said += (
+            f" The task has grown: {of} a prediction that is the same for every input would have {loss.grown:.3g} "
+            f"times the loss that it would have had {first}."
+        )
+    if loss.inputs_grown > 1:
+        said += f" Inputs are {loss.inputs_grown:.3g} times as large {of} as {first}."
+    return said
 
 
 def _odd(spike: _Spike) -> bool:
@@ -349,7 +367,9 @@ def _why(spike: _Spike) -> str:
             f"First {first['signal']} of {first['site']} left its own baseline, at step {first['step']}, "
             f"{times(first['octaves'])} it{more}."
         )
-    sentences = sentences or [f"Nothing that is watched moved before it, {spike.watched}."]
+    if not sentences and spike.watched is None:
+        sentences = ["What moved before it is not known, as no step was sampled shortly before."]
+    sentences = sentences or [f"Nothing that is watched moved before it, up to the sampled step {spike.watched}."]
     if spike.step:
         sentences.append(
             f"A step before it moved the weights of the median block by {spike.step:.2g} of themselves, where about "
