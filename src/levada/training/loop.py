@@ -300,11 +300,17 @@ def _taken(config: Config, source: Source, examples: Examples, index: Tensor) ->
 
 
 def _evaluate(config: Config, source: Source, engine: Engine, device: torch.device) -> float:
-    """Return the mean loss over held-out examples, the same ones at every time and however batches are divided."""
+    """Return the mean loss over held-out examples, the same ones at every time and however batches are divided.
+
+    Where a batch has more than there are, each is taken about equally often.
+    """
     engine.settle()
     batch_size, accumulate = config.data.batch_size, config.optimizer.accumulate
-    num = max(min(config.data.evaluated, source.held_out.num) // batch_size, 1) * batch_size
-    places = torch.linspace(0, source.held_out.num - 1, num, dtype=torch.float64).long()
+    there = source.held_out.num
+    num = max(min(config.data.evaluated, there) // batch_size, 1) * batch_size
+    places = (
+        torch.linspace(0, there - 1, num, dtype=torch.float64).long() if num <= there else torch.arange(num) % there
+    )
     size = batch_size // accumulate
     first, last = share(size, 1, engine.replica, engine.replicas)
     losses = []
