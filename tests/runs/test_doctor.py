@@ -12,6 +12,7 @@ from benchmarks.faults import small
 
 from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
 from levada.runs.segments import Place, places
+from levada.runs.tail import read_tail
 from levada.watching.bundle import Bundle, write_bundle
 
 
@@ -85,6 +86,24 @@ def test_what_a_writer_moves_at_this_moment_is_looked_for_again(
         assert len(slept) == 3
         assert sum(slept) > 0.05
         assert found.healthy if name == "health" else len(found.steps) == 27 and not found.damage
+
+
+def test_a_tail_that_is_sealed_once_it_was_read_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunWriter.create(tmp_path, kind="watch", name="mine").close()
+    writer = SignalWriter(tmp_path, sites=[{"name": "a"}], signals=["x"])
+    writer.append(0, 0.0, bytes(2))
+    assert writer.flush()
+
+    def seal(path: Path, widths: Any) -> Any:
+        found = read_tail(path, widths)
+        writer.close()
+        return found
+
+    monkeypatch.setattr("levada.runs.health.read_tail", seal)
+    health = doctor(tmp_path)
+    assert (health.healthy, health.signals[0].samples) == (True, 1)
 
 
 @pytest.mark.parametrize("end", [True, False])

@@ -238,7 +238,8 @@ def test_nothing_is_made_up(tmp_path: Path, run: Path) -> None:
     values = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(newer := json.dumps({**values, "schema": 2, "crc32": 0}))
     assert "run.json is of schema 2, and this levada reads 1 and older. Update levada" in str(doctor(run))
-    assert reseal(run) == []
+    with pytest.raises(UsageError, match="Update levada"):
+        reseal(run)
     assert (run / "run.json").read_text() == newer
 
 

@@ -331,11 +331,11 @@ def _look(rank: int, folder: Path) -> tuple[RankHealth, bool]:
         if place.level == "tail" and place.number not in sealed:
             try:
                 held, lost = read_tail(place.path, widths)
-            except FileNotFoundError:
+                size += place.path.stat().st_size - sum(damage.num_bytes for damage in lost)
+            except FileNotFoundError:  # sealed at this moment
                 moved = True
                 continue
             samples += len(held.steps)
-            size += place.path.stat().st_size - sum(damage.num_bytes for damage in lost)
             damages += [of_tail(place, damage) for damage in lost]
     known = {place.number for place in found if place.level in ("samples", "tail")}
     missing = [orphaned(number) for number in sorted({place.number for place in found} - known)]
