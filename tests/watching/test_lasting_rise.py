@@ -111,3 +111,26 @@ def test_of_losses_that_only_scatter_or_are_next_to_nothing_no_rise_is_told():
     for step in range(600):  # ten times its lowest, by a thousandth of what was learned
         losses.add(step, 4.0 if step < 30 else 1e-4 if step < 300 else 1e-3)
     assert above_lowest(losses) is None
+
+
+@pytest.mark.parametrize(
+    ("lowest", "now", "told"),
+    [
+        (0.2, 0.41, True),
+        (0.2, 0.39, False),  # less than twice
+        (0.016, 0.037, True),
+        (0.016, 0.034, False),  # twice, and less than a two-hundredth of what was learned above it
+    ],
+)
+def test_a_loss_is_above_its_lowest_by_a_factor_of_two_and_a_two_hundredth_of_what_was_learned(lowest, now, told):
+    losses = LossBaseline()
+    for step in range(600):
+        losses.add(step, 4.0 if step < 50 else lowest + 1e-5 * (step % 7) if step < 400 else now)
+    assert (above_lowest(losses) is not None) is told
+
+
+def test_a_rise_of_the_last_losses_alone_does_not_stay():
+    losses = LossBaseline()
+    for step in range(600):
+        losses.add(step, 4.0 if step < 50 else 0.2 + 1e-5 * (step % 7) if step < 550 else 0.8)
+    assert above_lowest(losses) is None  # the median of the 128 that are remembered is still low

@@ -39,6 +39,7 @@ def constant(*losses):
         (functional.cross_entropy(LOGITS, CLASSES), ENTROPY),
         (functional.cross_entropy(LOGITS, CLASSES, reduction="sum") / 6, ENTROPY),
         (functional.cross_entropy(LOGITS, CLASSES) * 1024, 1024 * ENTROPY),
+        (-functional.cross_entropy(LOGITS, CLASSES), -ENTROPY),
         (functional.cross_entropy(LOGITS.T[None], CLASSES[None]), ENTROPY),
         (functional.cross_entropy(torch.cat([LOGITS, LOGITS]), torch.cat([CLASSES, CLASSES - CLASSES - 100])), ENTROPY),
         (functional.mse_loss(LOGITS, NUMBERS), VARIANCE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
@@ -12,6 +13,8 @@ __all__ = ["Pace"]
 
 # A backward pass beside a forward one, until one was timed.
 BACKWARD = 2.0
+# Passes of which the quicker counts.
+PASSES = 2
 
 
 @final
@@ -22,9 +25,7 @@ class Pace:
         budget: seconds within which everything but the first measurement ends.
 
     Attributes:
-        forward: seconds of the latest forward pass.
-        quickest: seconds of the quickest one.
-        backward: seconds of the latest timed backward pass; None before.
+        quickest: seconds of the quickest forward pass.
         seconds: stage -> seconds that were spent in it and in no stage inside of it.
         left_out: what was not done because it would not have ended in time.
         untested: rule -> what it lacks because of that.
@@ -40,8 +41,8 @@ class Pace:
     def __init__(self, budget: float) -> None:
         self.budget = budget
         self.start = time.perf_counter()
-        self.forward, self.quickest = 0.0, math.inf
-        self.backward: float | None = None
+        self.quickest = math.inf
+        self._forwards, self._backwards = deque[float](maxlen=PASSES), deque[float](maxlen=PASSES)
         self.seconds: dict[str, float] = {}
         self.left_out: list[str] = []
         self.untested: dict[str, str] = {}
@@ -51,6 +52,16 @@ class Pace:
     def deadline(self) -> float:
         """Time at which nothing new begins."""
         return self.start + self.budget
+
+    @property
+    def forward(self) -> float:
+        """Seconds of a forward pass: the quicker one of the last two, as anything may stall one; 0 before."""
+        return min(self._forwards, default=0.0)
+
+    @property
+    def backward(self) -> float | None:
+        """Seconds of a backward pass, in the same way; None before one was timed."""
+        return min(self._backwards, default=None)
 
     def needs(self, forwards: float, backwards: float) -> float:
         """Return the seconds that so many passes take, as the latest ones did."""
@@ -105,15 +116,15 @@ class Pace:
         """Time a forward pass."""
         start = time.perf_counter()
         yield
-        self.forward = time.perf_counter() - start
-        self.quickest = min(self.quickest, self.forward)
+        self._forwards.append(time.perf_counter() - start)
+        self.quickest = min(self.quickest, self._forwards[-1])
 
     @contextmanager
     def pass_backward(self) -> Iterator[None]:
         """Time a backward pass."""
         start = time.perf_counter()
         yield
-        self.backward = time.perf_counter() - start
+        self._backwards.append(time.perf_counter() - start)
 
     def told(self) -> list[str]:
         """Return notes on what was left out."""

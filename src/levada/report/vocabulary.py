@@ -28,6 +28,7 @@ PHRASES: Final[Mapping[str, tuple[str, str]]] = {
     "numerical_overflow": ("Numbers become NaN or Inf", "at"),
     "skipped_steps": ("The training makes no update", "at"),
     "loss_above_best": ("The loss is above its lowest", "at"),
+    "maximised_loss": ("A negative loss falls", "at"),
     "nonfinite_batches": ("Batches that are not finite are left out", "at"),
     "frozen_parameters": ("Parameters are trained no more", "in"),
     "constant_inputs": ("All inputs are the same", "at"),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from levada._errors import require_at_least
+from levada.watching.falling import Falling
 from levada.watching.growth import Growth
 from levada.watching.lowest import Lowest, median_of
 from levada.watching.window import Window
@@ -186,6 +187,7 @@ class LossBaseline:
         self.settled = math.nan  # the median of as many behind them
         self.constant = math.nan  # what the best prediction that is the same for every input would have, if known
         self._growth, self._inputs = Growth(), Growth()  # of the same for each batch; of the size of its inputs
+        self.falling = Falling()
         self._steps: deque[int] = deque(maxlen=window)
         self._recent, self._few, self._lowest = Window(window), Window(smooth), Lowest(window // 4)
         self.lowest_step = -1  # the last one of the losses in a row whose median was the lowest
@@ -223,6 +225,7 @@ class LossBaseline:
             self.start = min(self.first, self.early)
         elif self.steps == self.warm_up:
             self.settled = median_of([*self._recent][self.warm_up // 2 :])
+        self.falling.add(self.steps, self.now)
         if self._few.full:
             self.best = min(self.best, self.now)
 
@@ -303,6 +306,12 @@ class LossBaseline:
     def is_another(self) -> bool:
         """Whether inputs have grown where nothing tells by how much the loss of a constant prediction did."""
         return self.inputs_grown > 1 and not self._growth.known
+
+    @property
+    def maximised(self) -> bool:
+        """Whether it falls, and is known to be a negative multiple of what is never negative, on all batches."""
+        falls = self.ready and self.recent < min(0.0, self.start)
+        return falls and self.constant < 0 and not self._growth.known
 
     @property
     def reference(self) -> float:

@@ -16,8 +16,8 @@ __all__ = ["ConstantLoss"]
 
 _CLASSES: Final = ("NllLossBackward0", "NllLoss2DBackward0")
 _SQUARES: Final = "MseLossBackward0"
-# What may stand between the loss and the scalar at which a backward pass begins: it changes its unit alone.
-_UNITS: Final = ("DivBackward0", "MulBackward0", "ToCopyBackward0", "CloneBackward0", "ViewBackward0")
+# What may stand between the loss and the scalar at which a backward pass begins: it changes its unit or sign alone.
+_UNITS: Final = ("DivBackward0", "MulBackward0", "NegBackward0", "ToCopyBackward0", "CloneBackward0", "ViewBackward0")
 _NEAR: Final = 8  # of them
 _MEAN, _SUM = 1, 2  # how a loss of torch makes one number of many
 _MOST: Final = 1 << 20  # numbers that are kept of the targets

@@ -1,4 +1,4 @@
-"""What the ledger of a run hears of its loss: spikes, and that it is far above its lowest."""
+"""What the ledger of a run hears of its loss: spikes, that it is far above its lowest, and that its sign is odd."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from levada.watching.ledger import Ledger
 from levada.watching.spike import RULE, Spikes
 from levada.watching.view import View
 
-__all__ = ["ABOVE", "above_lowest", "hold_spikes"]
+__all__ = ["LOSSES", "above_lowest", "hold_spikes", "maximised"]
 
 ABOVE: Final = "loss_above_best"
+SIGN: Final = "maximised_loss"
+LOSSES: Final = (RULE, ABOVE, SIGN)
+"""The rules of what is told here."""
+
 # So many times its lowest, and such a share of what was learned above it, is worth to know.
 TIMES, SHARE = 2.0, 0.005
 
@@ -42,6 +46,9 @@ def hold_spikes(
     if not held and (above := above_lowest(view.loss)) is not None:  # a spike that holds says so
         ledger.hold((ABOVE, ""), above, step, renew=ending)
         held.add((ABOVE, ""))
+    if (sign := maximised(view.loss)) is not None:
+        ledger.hold((SIGN, ""), sign, step, renew=ending)
+        held.add((SIGN, ""))
     return held
 
 
@@ -89,4 +96,56 @@ def above_lowest(loss: LossBaseline) -> Finding | None:
         consequence="The weights of the step of the lowest loss were better at this task, if that is the same still.",
         falsify="Give the weights of both steps the same batches: if the losses are equal, the task became harder.",
         source="Mann and Whitney 1947, whether one of two random variables is stochastically larger than the other",
+    )
+
+
+def maximised(loss: LossBaseline) -> Finding | None:
+    """Return what tells that a loss is maximised, as where its sign is reversed; None if nothing does.
+
+    A cross entropy and a mean square are never negative: a negative multiple of one, which falls, is maximised. That is
+    a warning, as who unlearns means it. Of another loss nothing is known but how it falls: information, where that has
+    no bound so far.
+
+    Args:
+        loss: of the run so far.
+
+    Example:
+        >>> losses = LossBaseline()
+        >>> for step in range(600):
+        ...     losses.add(step, -2.3 - 1e-3 * step ** 3)
+        >>> maximised(losses).claim[:65]
+        'The loss is negative and falls without a bound so far: a median o'
+    """
+    known = loss.maximised
+    if not (known or loss.falling.unbounded):
+        return None
+    last, fold = loss.latest[-1][0], loss.falling.fold
+    what = "is a negative multiple of a cross entropy or a mean square" if known else "is negative"
+    how = "and falls" if not loss.falling.unbounded else "and falls without a bound so far"
+    return Finding(
+        rule=SIGN,
+        severity="warn" if known else "info",
+        status="fired",
+        claim=(
+            f"The loss {what} {how}: a median of {loss.recent:.4g} at step {last}, after {loss.start:.4g} at first"
+            f"{f', {fold:.3g} times its size then' if fold >= 2 else ''}. "
+            + (
+                "So the error is maximised: its sign is reversed, or that of the step, unless that is meant."
+                if known
+                else "The sign of the loss or of the step may be reversed, if it is no reward or log density."
+            )
+        ),
+        evidence={
+            "step": last,
+            "start": loss.start,
+            "now": loss.recent,
+            "fold": fold,
+            "power": loss.falling.power,
+            "constant_loss": loss.constant if known else None,
+            "explained_by": "theory" if known else None,
+            "tests": {"marks": loss.falling.marks},
+        },
+        consequence="The model unlearns what the loss measures, and its outputs grow until they overflow.",
+        falsify="Turn the sign of the loss and train as long: if what you judge the model by is worse, this is wrong.",
+        source="By definition: minus the logarithm of a probability, and a square, are at least 0",
     )

@@ -23,7 +23,7 @@ from levada.watching.departures import Departures
 from levada.watching.elsewhere import met_elsewhere, with_others_unknown
 from levada.watching.given import Given, given_last
 from levada.watching.habits import Habits
-from levada.watching.held_spikes import ABOVE, hold_spikes
+from levada.watching.held_spikes import LOSSES, hold_spikes
 from levada.watching.keeper import Keeper, require_notes
 from levada.watching.ledger import Ledger
 from levada.watching.left_out import LeftOut
@@ -34,7 +34,6 @@ from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.depth import is_far
 from levada.watching.sample import Sample
 from levada.watching.skipped import RULE as SKIPPED
-from levada.watching.spike import RULE as SPIKE
 from levada.watching.spike import Spikes, least_jump
 from levada.watching.view import COMPARED, Blocks, View, membership, rate_of
 
@@ -283,7 +282,7 @@ class Judge:
         at = max(self._closed_at, self._view.step)
         view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
         for _ in range(self.confirm):  # what is back is told once, and then over
-            self._ledger.miss_others(self._hold_spike(view, at, ending=True), at, rules=(SPIKE, ABOVE))
+            self._ledger.miss_others(self._hold_spike(view, at, ending=True), at, rules=LOSSES)
         found = self._nonfinite.ended(at, self._view, scaled=self._scaled)
         if found is not None and all(one.rule != SKIPPED for one in self.fired):  # which names the weight
             self._told_at_once(self._placed(found))

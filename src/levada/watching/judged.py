@@ -165,7 +165,7 @@ def _risen(judge: Judge) -> Iterator[Reason]:
 
 
 def _given_back(judge: Judge) -> Iterator[Reason]:
-    """Yield the rule of a loss that is up again, and for which no rule may have a reason: the run is not sound."""
+    """Yield the rule of a loss that is up again, or has no bottom, and for which no rule may have a reason."""
     loss = judge.loss
     if not loss.ready or not loss.scale:
         return
@@ -174,6 +174,9 @@ def _given_back(judge: Judge) -> Iterator[Reason]:
     worse = rise > 0 and level > loss.start  # whatever was learned below a first loss that was far higher
     if worse or share >= GIVEN_BACK or (share >= FIFTIETH and level >= TENFOLD * loss.best > 0):
         why = f"the loss is {level:.4g} and was {loss.best:.4g} at its best, and what is measured does not tell why"
+        yield "loss_spike", why, True, None
+    if loss.falling.unbounded:
+        why = f"the loss is {loss.recent:.4g} and falls without a bound so far, and nothing tells if its sign is meant"
         yield "loss_spike", why, True, None
 
 
