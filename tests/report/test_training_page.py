@@ -354,6 +354,19 @@ def test_a_loss_that_is_no_number_keeps_its_place(tmp_path: Path) -> None:
     assert render_report([tmp_path / "mine"]).count('<path class="edge c0"') == 2
 
 
+def test_of_losses_that_are_no_numbers_all_are_counted_however_few_are_drawn(tmp_path: Path) -> None:
+    spoilt = {1500: math.inf, 1501: -math.inf, **dict.fromkeys(range(1502, 2000), math.nan)}
+    losses = [(step, spoilt.get(step, 2.0)) for step in range(2000)]
+    series = loss_series(losses, shift=1)
+    drawn = dict(zip(series["x"], series["y"], strict=True))
+    assert len(drawn) < 2000
+    assert (drawn[1501], drawn[1502]) == (math.inf, -math.inf)
+    assert series["edges"] == {"above": (1, 1501, 1501), "below": (1, 1502, 1502), "nan": (498, 1503, 2000)}
+    with RunWriter.create(tmp_path / "mine", kind="train", name="mine") as writer:
+        writer.append("losses", first=0, loss=[loss for _, loss in losses])
+    assert "× 498 values are NaN, drawn above the axis." in render_report([tmp_path / "mine"])
+
+
 def test_a_curve_is_broken_where_steps_are_missing(tmp_path: Path) -> None:
     losses = [(step, 1.0 + step / 100) for step in [*range(40), *range(80, 100)]]
     assert gaps(losses) == [(40, 79)]

@@ -22,6 +22,7 @@ from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter
 from levada.runs.exporters import chosen, export, open_exporter, tag
+from levada.runs.exporters.exporter import import_tool
 from levada.runs.standing import Standing
 from levada.watching import Sample
 from levada.watching.exporting import Exporting
@@ -331,8 +332,25 @@ def test_which_sites():
 def test_a_missing_package_is_named(to, tmp_path, monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] == to] + [to]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=f"pip install {'mlflow-skinny' if to == 'mlflow' else to}$"):
+    package = {"mlflow": "mlflow-skinny", "trackio": "'trackio>=0.43'"}.get(to, to)
+    with pytest.raises(UsageError, match=f"pip install {package}$"):
         Exporting(to, tmp_path)
+
+
+@pytest.mark.parametrize("to", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_a_package_that_cannot_be_imported_says_what_it_lacks(to, tmp_path, monkeypatch):
+    for name in [n for n in sys.modules if n.split(".")[0] == to]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / f"{to}.py").write_text("import a_part_of_it")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=f"needs {to}.* No module named 'a_part_of_it'.* pip install --upgrade"):
+        Exporting(to, tmp_path)
+
+
+def test_a_package_that_is_older_than_needed_is_refused():
+    with pytest.raises(UsageError, match=r"needs torch>=9999\.0, got .* pip install --upgrade 'torch>=9999\.0'$"):
+        import_tool("torch", "torch>=9999.0", "This")
+    assert import_tool("torch", "torch>=1.0", "This") is torch
 
 
 def test_a_run_that_never_made_a_step_is_exported_with_its_finding(tmp_path):

@@ -416,6 +416,15 @@ def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
     ]
 
 
+@pytest.mark.parametrize(("steps", "told"), [(8, "7 steps watched, 1 to 7, loss 2 to 128"), (10, "128 at step 7")])
+def test_the_losses_of_the_summary_are_those_of_the_steps_that_it_names(steps: int, told: str) -> None:
+    watch, course = make_watch(), Course(2)
+    watch.steps = steps
+    for step in range(1, 8):  # in stretches of four steps, whose means are no loss of a step
+        course.add(step, float(2**step))
+    assert "".join(text for text, _ in summary(watch, course)[0]).endswith(told)
+
+
 def test_the_last_loss_is_that_of_the_last_step_however_rare_samples_are() -> None:
     out = io.StringIO()
     live = Live(make_watch(), plain=True, stream=out)

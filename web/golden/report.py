@@ -37,6 +37,7 @@ def spec() -> dict[str, Any]:
     line = {"label": "measured", "style": "measured", "names": names, "x": [0, 1, 2, 3]}
     line |= {"y": [1e-60, None, 0.1, math.nan], "low": [1e-61, None, 0.0, None], "high": [1e-59, None, 0.2, None]}
     coded = {"label": "loss", "style": "predicted", "x": [0, 1, 3], "y": [2.0**-40, 0.0, -math.inf]}
+    coded |= {"edges": {"below": (5, 2, 3)}}  # its last point stands for the lowest of five
     limit = {"label": "limit", "style": "reference", "x": [0, 3], "y": [0.125, 0.125]}
     return {"x": {"label": "block"}, "y": {"label": "gradient", "scale": "log"}, "series": [line, coded, limit]}
 

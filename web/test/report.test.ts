@@ -82,6 +82,20 @@ describe("lines of a report", () => {
     expect(drawn.line.match(/M/g)).toHaveLength(2); // broken at the gap
   });
 
+  test("say of points that stand for more values how many these are", async () => {
+    const { series, y } = await lines();
+    const found = missing([series[1]], axisOf(y, series)).map(({ edge, count, first, last }) => [
+      edge,
+      count,
+      first,
+      last,
+    ]);
+    expect(found).toEqual([
+      ["zero", 1, 1, 1],
+      ["below", 5, 2, 3],
+    ]);
+  });
+
   test("have an interval where one is known, down to the edge where it ends in zero", async () => {
     const { areas, series, y } = await lines();
     expect(areas).toHaveLength(1);

@@ -33,12 +33,16 @@ def gaps(losses: Losses) -> list[tuple[int, int]]:
 
 
 def loss_series(losses: Losses, label: str = "", shift: int = 0) -> dict[str, Any]:
-    """Make a series of a figure.
+    """Make a series of a figure; of losses that are not finite it says how many there are, however few are drawn.
 
     Args:
         losses: steps and losses, in the order of the steps.
         label: its name in the legend.
         shift: is added to every step.
+
+    Example:
+        >>> loss_series([(0, 2.0), (1, math.nan), (2, math.nan)])["edges"]
+        {'nan': (2, 1, 2)}
     """
     breaks = gaps(losses)
     starts = {last + 1 for _, last in breaks}
@@ -53,11 +57,23 @@ def loss_series(losses: Losses, label: str = "", shift: int = 0) -> dict[str, An
         if i:
             points.append((breaks[i - 1][0], None))
         points += _thinned(stretch, max(2, math.ceil(share * len(stretch))))
-    return {"label": label, "style": "measured", "x": [x + shift for x, _ in points], "y": [y for _, y in points]}
+    places, values = [x + shift for x, _ in points], [y for _, y in points]
+    return {"label": label, "style": "measured", "x": places, "y": values, "edges": _edges(losses, shift)}
+
+
+def _edges(losses: Losses, shift: int) -> dict[str, tuple[int, int, int]]:
+    """Of losses that are not finite give, by the edge at which they are drawn, number, first and last place."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for step, loss in losses:
+        if not math.isfinite(loss):
+            edge = "nan" if math.isnan(loss) else "above" if loss > 0 else "below"
+            count, first, _ = found.get(edge, (0, step + shift, 0))
+            found[edge] = (count + 1, first, step + shift)
+    return found
 
 
 def _thinned(losses: Losses, most: int) -> list[tuple[int, float]]:
-    """Keep of each stretch the lowest and the highest loss, and one that is no number."""
+    """Keep of each stretch the lowest and the highest loss, and the first NaN and the first of each infinity."""
     if len(losses) <= most:
         return list(losses)
     size = math.ceil(2 * len(losses) / most)
@@ -65,8 +81,8 @@ def _thinned(losses: Losses, most: int) -> list[tuple[int, float]]:
     for start in range(0, len(losses), size):
         stretch = losses[start : start + size]
         finite = sorted((one for one in stretch if math.isfinite(one[1])), key=lambda one: one[1])
-        odd = [one for one in stretch if not math.isfinite(one[1])]
-        kept += sorted({*finite[:1], *finite[-1:], *odd[:1]})
+        odd = {repr(one[1]): one for one in reversed(stretch) if not math.isfinite(one[1])}
+        kept += sorted({*finite[:1], *finite[-1:], *odd.values()})
     return kept
 
 

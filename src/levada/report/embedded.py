@@ -158,6 +158,8 @@ def _panel(planes: Planes, panel: Panel, prefix: str) -> dict[str, Any]:
         told["colour"] = "ref" if one.style == "reference" else one.colour % 14
         if one.weight == "thin":
             told["thin"] = True
+        if one.edges:
+            told["edges"] = {edge: list(found) for edge, found in one.edges.items()}
         _columns(planes, f"{prefix}{{}}{i}", one)
         series.append(told)
     names = {int(p.x): p.name for one in panel.series for p in one.points if p.name}

@@ -100,7 +100,7 @@ def figure(spec: Mapping[str, Any]) -> str:
             counts[edge] = counts.get(edge, 0) + count
     for edge, count in counts.items():
         sign, words = _EDGE_WORDS[edge]
-        parts.append(f'<p class="edges">{sign} {count} {"value is" if count == 1 else "values are"} {words}.</p>')
+        parts.append(f'<p class="edges">{sign} {count:,} {"value is" if count == 1 else "values are"} {words}.</p>')
     return "".join(parts)
 
 

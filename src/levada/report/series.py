@@ -46,6 +46,8 @@ class Series:
         points: in the order of `x` as it came.
         weight: "thin" for one seed among several, else "thick".
         num_seeds: how many seeds a median stands for, else 0.
+        edges: where points stand for more values than themselves, of those without a place on the axis, by the edge
+            at which they are drawn: how many, the first and the last `x`.
     """
 
     label: str
@@ -56,6 +58,7 @@ class Series:
     points: tuple[Point, ...]
     weight: str = "thick"
     num_seeds: int = 0
+    edges: Mapping[str, tuple[int, float, float]] = field(default_factory=dict)
 
     @property
     def drawn(self) -> tuple[Point, ...]:
@@ -191,8 +194,12 @@ def _read_panel(spec: Mapping[str, Any], colours: Mapping[str, int], scaled: Seq
             xs += [min(xs) - 0.5, max(xs) + 0.5]  # a bar has a width
         x = linear_axis(x_label, xs, whole=whole, pad=0.02)
     y = log_axis(y_label, ys) if y_scale == "log" else linear_axis(y_label, ys, count=5)
-    places = [y.place(p.y) for one in series if not one.num_seeds for p in one.points if p.y is not None]
-    edges: Counter[str] = Counter(place for place in places if isinstance(place, str))
+    edges: Counter[str] = Counter()
+    for one in series:
+        if not one.num_seeds:
+            places = (y.place(p.y) for p in one.points if p.y is not None)
+            counts: Counter[str] = Counter(place for place in places if isinstance(place, str))
+            edges += counts | {edge: count for edge, (count, _, _) in one.edges.items()}
     spans = tuple(spec.get("spans") or ())
     return Panel(str(spec.get("title") or ""), x, y, tuple(series), spans, dict(edges))
 
@@ -237,7 +244,7 @@ def _read_series(raw: Mapping[str, Any], colours: Mapping[str, int], names: Sequ
             y, low, high = (number(columns[key][i]) for key in ("y", "low", "high"))
             points.append(Point(at, y, low, high, str(columns["names"][i] or "")))
     colour = -1 if style == "reference" else colours[_group(raw)]
-    return Series(label, style, _group(raw), colour, raw.get("seed"), tuple(points))
+    return Series(label, style, _group(raw), colour, raw.get("seed"), tuple(points), edges=dict(raw.get("edges") or {}))
 
 
 def _with_medians(series: list[Series]) -> list[Series]:

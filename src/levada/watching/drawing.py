@@ -49,12 +49,18 @@ class Course:
     Args:
         most: how many stretches are kept.
 
+    Attributes:
+        began: the first step, and its loss.
+        last: the last step, and its loss.
+
     Example:
         >>> course = Course(4)
         >>> for step in range(8):
         ...     course.add(step, float(step))
         >>> course.values
         [0.5, 2.5, 4.5, 6.5]
+        >>> course.began, course.last
+        ((0, 0.0), (7, 7.0))
     """
 
     def __init__(self, most: int = 512) -> None:
@@ -62,12 +68,12 @@ class Course:
         self._size = 1
         self._sums: list[float] = []
         self._counts: list[int] = []
-        self.first: int | None = None
+        self.began: tuple[int, float] | None = None
         self.last: tuple[int, float] | None = None
 
     def add(self, step: int, loss: float) -> None:
         """Add the loss of a step."""
-        self.first = step if self.first is None else self.first
+        self.began = self.began or (step, loss)
         self.last = (step, loss)
         if not self._counts or self._counts[-1] == self._size:
             if len(self._counts) == self._most:

@@ -130,12 +130,13 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
         width: of the lines, at most.
         fine: whether letters beyond ASCII can be shown.
     """
-    steps, first = int(watch.steps), (losses.first if losses is not None else None) or 0
+    began, last = (None, None) if losses is None else (losses.began, losses.last)
+    steps, first = int(watch.steps), 0 if began is None else began[0]
     seen = steps - first
     told = f"{seen:,} {'step' if seen == 1 else 'steps'} watched"
     told += f", {first:,} to {steps - 1:,}" if first and seen > 1 else ""
-    if losses is not None and losses.last is not None:
-        told += f", loss {losses.values[0]:.4g} to {losses.last[1]:.4g}"
+    if began is not None and last is not None:
+        told += f", loss {began[1]:.4g} to {last[1]:.4g}" + (f" at step {last[0]:,}" if last[0] < steps - 1 else "")
     lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, "")]]
     for one in fired(watch):
         lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine)]

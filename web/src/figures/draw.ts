@@ -138,6 +138,9 @@ export function missing(all: readonly Series[], y: Axis): Missing[] {
       const kind = kinds.get(edge) ?? { count: 0, first: series.x[at], last: series.x[at] };
       kinds.set(edge, { ...kind, count: kind.count + 1, last: series.x[at] });
     }
+    for (const [edge, [count, first, last]] of Object.entries(series.edges ?? {})) {
+      kinds.set(edge as Edge, { count, first, last });
+    }
     for (const [edge, kind] of kinds) found.push({ series, edge, ...kind });
   }
   return found;

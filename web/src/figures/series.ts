@@ -18,6 +18,8 @@ export interface Series {
   readonly yields?: boolean;
   /** Not 0 where nothing was measured: the line has a gap there, and no mark. */
   readonly lacking?: ArrayLike<number>;
+  /** Where points stand for more values than themselves: of those without a place how many, the first and the last x. */
+  readonly edges?: Readonly<Partial<Record<Edge, readonly [count: number, first: number, last: number]>>>;
 }
 
 /** An interval around a line, or a band of its own. */

@@ -26,6 +26,7 @@ interface SeriesHeader {
   readonly colour: Colour;
   /** Whether it is one of several of which another line is the median. */
   readonly thin?: boolean;
+  readonly edges?: Series["edges"];
 }
 
 interface LineHeader extends PanelHeader {
@@ -100,7 +101,7 @@ function lines(block: Block<unknown>, header: PanelHeader, prefix: string): Line
   const fine: Series[] = [];
   const areas: Area[] = [];
   const labels = new Set<string>();
-  header.series.forEach(({ label, style, colour, thin = false }, i) => {
+  header.series.forEach(({ label, style, colour, thin = false, edges }, i) => {
     const [x, y, low, high] = ["x", "y", "low", "high"].map((name) => numbers(block, `${prefix}${name}${i}`));
     const lacking = block.planes.get(`${prefix}lacking${i}`) as Uint8Array | undefined;
     if (x && low && high) areas.push({ label, colour, x, low, high });
@@ -113,7 +114,7 @@ function lines(block: Block<unknown>, header: PanelHeader, prefix: string): Line
     let name = label;
     for (let n = 2; labels.has(`${name} ${style}`); n++) name = `${label} (${n})`;
     labels.add(`${name} ${style}`);
-    series.push({ label: name, colour, style, x, y, ...(lacking && { lacking }) });
+    series.push({ label: name, colour, style, x, y, ...(lacking && { lacking }), ...(edges && { edges }) });
   });
   const { title, x, y, names, spans } = header;
   return { kind: "lines", title, x, y, names, series, areas, shades: spans, fine };

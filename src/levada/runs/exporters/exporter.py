@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -55,15 +58,16 @@ class Exporter(Protocol):
 
 
 def import_tool(module: str, package: str, purpose: str) -> ModuleType:
-    """Import a tracker's package, or say how to install it.
+    """Import a tracker's package, or say what failed and how to install it.
 
     Args:
         module: dotted name of the module.
-        package: what pip installs.
+        package: what pip installs, perhaps with a least version.
         purpose: what needs it, as the subject of a sentence.
 
     Raises:
-        MissingExtraError: if it is not installed.
+        MissingExtraError: if it is not installed, is older than that, or raises when it is imported, as where a
+            package that it needs itself is missing.
 
     Example:
         >>> import_tool("a_tracker", "a-tracker", "This exporter")
@@ -71,14 +75,38 @@ def import_tool(module: str, package: str, purpose: str) -> ModuleType:
         levada._errors.MissingExtraError: This exporter needs a-tracker, which is not installed. Install it with:
         pip install a-tracker
     """
+    name, _, least = package.partition(">=")
+    again = f"pip install --upgrade {shlex.quote(package)}"
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
+        there = version(name)
+    except PackageNotFoundError:
+        there = ""
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        top = module.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and sys.modules.get(top) is None and _is_of(top, error.name):
+            raise MissingExtraError(
+                f"{purpose} needs {name}, which is not installed. Install it with: pip install {shlex.quote(package)}"
+            ) from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())
         raise MissingExtraError(
-            f"{purpose} needs {package}, which is not installed. Install it with: pip install {package}"
+            f"{purpose} needs {name}, and what is installed{f' ({there})' if there else ''} cannot be imported, by "
+            f"{why}. Install one that works with: {again}"
         ) from error
+    if there and _numbers(there) < _numbers(least):
+        raise MissingExtraError(f"{purpose} needs {package}, got {there}. Install it with: {again}")
+    return found
+
+
+def _is_of(top: str, name: str | None) -> bool:
+    """Whether a module is a package or lies in it."""
+    return name is not None and name.partition(".")[0] == top
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Give the first two numbers of a version; () of none."""
+    return tuple(int(one) for one in re.findall(r"\d+", version)[:2])
 
 
 def chosen(names: Sequence[str], number: int) -> list[int]:

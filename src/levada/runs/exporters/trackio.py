@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from levada._errors import UsageError
 from levada.runs.exporters.exporter import import_tool
 
 __all__ = ["Trackio"]
+
+_PACKAGE: Final = "trackio>=0.43"  # pip takes a far older one where others hold back what this needs
 
 
 @final
@@ -25,15 +27,15 @@ class Trackio:
         config: the run's settings.
 
     Raises:
-        UsageError: if trackio is not installed, or was imported with another folder.
+        UsageError: if trackio is not installed or cannot be imported, or was imported with another folder.
     """
 
     def __init__(self, out: Path, name: str, config: Mapping[str, Any]) -> None:
         folder = out.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["TRACKIO_DIR"] = str(folder)
-        self._trackio = import_tool("trackio", "trackio", "Exporting to trackio")
-        present = Path(import_tool("trackio.utils", "trackio", "Exporting to trackio").TRACKIO_DIR).resolve()
+        self._trackio = import_tool("trackio", _PACKAGE, "Exporting to trackio")
+        present = Path(import_tool("trackio.utils", _PACKAGE, "Exporting to trackio").TRACKIO_DIR).resolve()
         if present != folder:
             raise UsageError(
                 f"trackio: its folder is fixed when it is imported, and was {present}; got {folder}. "
