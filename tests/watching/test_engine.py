@@ -486,6 +486,13 @@ def test_what_cannot_be_watched():
         watched.step()
 
 
+def test_an_optimizer_that_is_given_twice_is_refused():
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.raises(levada._errors.UsageError, match="must be another, got the same SGD twice"):
+        levada.watch(layer, [optimizer, optimizer])
+
+
 def test_nonfinite_numbers_are_flagged():
     model = make()
     with watch(model, optimizer := sgd(model)) as watched:

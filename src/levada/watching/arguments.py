@@ -24,7 +24,8 @@ def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
         optimizer: one, several in a sequence, or None.
 
     Raises:
-        UsageError: if the model has no parameters, something is no optimizer, or one holds none of the model's.
+        UsageError: if the model has no parameters, something is no optimizer, one holds none of the model's, or
+            one is given twice.
     """
     held = {id(p) for p in model.parameters()}
     if not held:
@@ -35,6 +36,11 @@ def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
             "watch: of several optimizers there must be one at least, got none. Give None, and call Watch.step()."
         )
     optimizers = [_unwrapped(one) for one in given]
+    if twice := [one for i, one in enumerate(optimizers) if any(one is other for other in optimizers[:i])]:
+        raise UsageError(
+            f"watch: each of several optimizers must be another, got the same {type(twice[0]).__name__} twice. "
+            "Give it once."
+        )
     for one in optimizers:
         if not any(id(p) in held for group in one.param_groups for p in group["params"]):
             raise UsageError(
