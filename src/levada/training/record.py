@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO, final
 
 from levada._errors import MeasurementError, UsageError
+from levada._termination import Terminated
 from levada.runs import Run, RunWriter
 from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
@@ -184,8 +185,9 @@ class Record:
         if error is None:
             self.event("end", state="ended")
         elif not self._told:
-            stopped = isinstance(error, KeyboardInterrupt)
-            told = "interrupted" if stopped else " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
+            stopped = isinstance(error, KeyboardInterrupt | Terminated)
+            told = "ended by SIGTERM" if isinstance(error, Terminated) else "interrupted"
+            told = told if stopped else " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             with suppress(OSError, UsageError):  # the disk may be what failed
                 self.event("end", state="stopped" if stopped else "failed", error=told)
 
