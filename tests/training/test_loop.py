@@ -47,6 +47,10 @@ def curve(trained):
 
 def test_a_run_keeps_the_loss_of_every_step(tmp_path):
     trained = train(small(tmp_path, "run.evaluate_every=4"))
+    for read_again in (losses, evaluations):
+        assert read_again(tmp_path / "run") == read_again(str(tmp_path / "run")) == read_again(trained.run) != {}
+        with pytest.raises(UsageError, match="run must be a Run, or the path of its folder, got int"):
+            read_again(3)
     assert list(losses(trained.run)) == list(range(6))
     assert trained.loss == losses(trained.run)[5]
     assert list(evaluations(trained.run)) == [4, 6]
