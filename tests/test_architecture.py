@@ -34,7 +34,7 @@ LAYERS = [
     {"stacking"},
     {"connection"},
     {"ops"},
-    {"_names", "_numbers", "_ranks"},
+    {"_names", "_numbers", "_ranks", "_termination"},
     {"_errors"},
 ]
 # cli, commands, parsing and targets are one layer in four files.

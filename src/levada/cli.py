@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from levada import __version__
 from levada._errors import MeasurementError, TakenError, UsageError
 from levada._ranks import is_first
+from levada._termination import TERMINATED, Terminated
 from levada.parsing import UNUSABLE, Parser, at_least, number
 
 __all__ = ["main"]
@@ -287,6 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except Terminated:
+        return _say(options.command, f"ended by SIGTERM; {_kept(options.command)}.", TERMINATED)
     except SystemExit as stop:  # not ours: parsing is over
         return _say(options.command, f"the code that was run called sys.exit({stop.code!r}).", UNUSABLE)
     except KeyboardInterrupt:

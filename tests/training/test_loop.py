@@ -6,6 +6,7 @@ import io
 import math
 import re
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,10 @@ def curve(trained):
 
 def test_a_run_keeps_the_loss_of_every_step(tmp_path):
     trained = train(small(tmp_path, "run.evaluate_every=4"))
+    for read_again in (losses, evaluations):
+        assert read_again(tmp_path / "run") == read_again(str(tmp_path / "run")) == read_again(trained.run) != {}
+        with pytest.raises(UsageError, match="run must be a Run, or the path of its folder, got int"):
+            read_again(3)
     assert list(losses(trained.run)) == list(range(6))
     assert trained.loss == losses(trained.run)[5]
     assert list(evaluations(trained.run)) == [4, 6]
@@ -422,6 +427,22 @@ def test_of_a_training_that_was_killed_the_doctor_says_that_it_did_not_end(tmp_p
     with RunWriter.open(folder) as writer:
         writer.append("evaluation", step=9, loss=1.0)  # behind the last step, as of an earlier levada
     assert not doctor(folder).open_end
+
+
+def test_a_training_that_sigterm_ends_keeps_its_steps_and_says_so(tmp_path, capsys, monkeypatch):
+    def step(self, *numbers, kept=Record.step):
+        kept(self, *numbers)
+        if numbers[0] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Record, "step", step)
+    (tmp_path / "a.toml").write_text("[model]\ndepth = 2\ndim = 8\n[data]\nevaluated = 64\n")
+    assert main(["train", str(tmp_path / "a.toml"), "--set", f"run.folder={tmp_path / 'run'}"]) == 143
+    assert capsys.readouterr().err.endswith("levada train: ended by SIGTERM; what was finished is kept.\n")
+    run = Run(tmp_path / "run")
+    assert list(losses(run)) == [0, 1, 2]
+    assert [(event["state"], event["error"]) for event in run.events("end")] == [("stopped", "ended by SIGTERM")]
+    assert list(Run(tmp_path / "run" / "watch" / "1").events("end"))
 
 
 def test_the_command_line_trains_and_continues(tmp_path, capsys):

@@ -209,6 +209,31 @@ def test_the_exit_code_is_the_scripts(
     assert capfd.readouterr().err == told
 
 
+def test_a_script_that_sigterm_ends_closes_its_watches_first_unless_it_has_a_handler(tmp_path: Path) -> None:
+    text = """
+        import os, signal, sys, warnings
+        from torch import nn, optim, ones
+        net = nn.Linear(4, 1)
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        net(ones(4)).sum().backward(); optimizer.step()
+        if "handled" in sys.argv:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        if "forked" in sys.argv:
+            warnings.simplefilter("ignore")  # python's, of threads
+            if child := os.fork():
+                sys.exit(8 if os.waitpid(child, 0)[1] == signal.SIGTERM else 9)
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                os._exit(1)
+        signal.raise_signal(signal.SIGTERM)
+        """
+    for words, expected in ((), 143), (("handled",), 7), (("forked",), 8):
+        code, watches = run_text(tmp_path, text, *words)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        assert (code, [watch.closed for watch in watches]) == (expected, [1])
+
+
 @pytest.mark.parametrize("script", [Script("absent.py"), Script("absent_module_of_levada", module=True)])
 def test_a_script_that_is_not_there_is_told_in_a_sentence(script: Script) -> None:
     with pytest.raises(UsageError, match="absent"):

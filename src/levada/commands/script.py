@@ -19,6 +19,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Final, final
 
 from levada._errors import UsageError
+from levada._termination import terminable
 from levada.runs.manifest import MANIFEST
 
 __all__ = ["Script", "require_script", "run_script"]
@@ -101,14 +102,15 @@ def run_script(script: Script, watches: AbstractContextManager[Any]) -> int:
         watches: opened for the time of the run.
 
     Returns:
-        The script's exit code: that of `sys.exit`, 1 after an exception, 130 after Ctrl-C, else 0.
+        The script's exit code: that of `sys.exit`, 1 after an exception, 130 after Ctrl-C, 143 after a SIGTERM that it
+        does not handle, else 0.
 
     Raises:
         UsageError: if there is no such script or module.
     """
     with _main(script) as call:
         try:
-            with watches:
+            with terminable(), watches:
                 call()
         except SystemExit as stop:
             return _exit_code(stop)

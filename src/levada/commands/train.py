@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from levada._errors import MeasurementError, UsageError
+from levada._termination import terminable
 from levada.commands.output import QUIET, console, tell
 
 __all__ = ["train"]
@@ -25,7 +26,8 @@ def train(options: argparse.Namespace) -> int:
         return _launch(options)
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
-        code = _train(options)
+        with terminable():
+            code = _train(options)
     except (UsageError, MeasurementError) as error:
         rank = os.environ.get("RANK", "0")
         if not together:

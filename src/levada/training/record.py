@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO, final
 
 from levada._errors import MeasurementError, UsageError
+from levada._termination import Terminated
 from levada.runs import Run, RunWriter
 from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
@@ -238,8 +239,9 @@ class Record:
         if error is None:
             self.event("end", state="ended")
         elif not self._told:
-            stopped = isinstance(error, KeyboardInterrupt)
-            told = "interrupted" if stopped else " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
+            stopped = isinstance(error, KeyboardInterrupt | Terminated)
+            told = "ended by SIGTERM" if isinstance(error, Terminated) else "interrupted"
+            told = told if stopped else " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             with suppress(OSError, UsageError):  # the disk may be what failed
                 self.event("end", state="stopped" if stopped else "failed", error=told)
 
@@ -258,14 +260,17 @@ class Record:
             self._writer.close()
 
 
-def losses(run: Run) -> dict[int, float]:
+def losses(run: Run | str | Path) -> dict[int, float]:
     """Return the loss of every step that led to the run's last weights.
 
     A run that was killed and continued from a checkpoint has some steps twice: those after the checkpoint count as they
     were done again.
 
     Args:
-        run: of kind "train".
+        run: of kind "train", or its folder or address.
+
+    Raises:
+        UsageError: if there is no run.
 
     Example:
         >>> import tempfile
@@ -273,19 +278,30 @@ def losses(run: Run) -> dict[int, float]:
         >>> writer.append("losses", first=0, loss=[3.0, 2.0, 1.0])
         >>> writer.append("resumed", step=1)
         >>> writer.append("losses", first=1, loss=[2.5])
-        >>> losses(Run(writer.path))
+        >>> losses(writer.path)
         {0: 3.0, 1: 2.5}
     """
-    return curve(run.events(numbers=("loss",)), "losses")
+    return curve(_opened(run).events(numbers=("loss",)), "losses")
 
 
-def evaluations(run: Run) -> dict[int, float]:
+def evaluations(run: Run | str | Path) -> dict[int, float]:
     """Return the held-out losses by the number of steps done, of the steps that led to the run's last weights.
 
     Args:
-        run: of kind "train".
+        run: of kind "train", or its folder or address.
+
+    Raises:
+        UsageError: if there is no run.
     """
-    return curve(run.events(numbers=("loss",)), "evaluation")
+    return curve(_opened(run).events(numbers=("loss",)), "evaluation")
+
+
+def _opened(run: Any) -> Run:
+    if isinstance(run, Run):
+        return run
+    if not isinstance(run, str | Path):
+        raise UsageError(f"run must be a Run, or the path of its folder, got {type(run).__name__}.")
+    return Run(run)
 
 
 @final
