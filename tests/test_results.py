@@ -280,8 +280,10 @@ def test_no_result_is_written_of_half_a_run(tmp_path, known):
             raise ArithmeticError("no")
         return measure(config, seeds)
 
+    with pytest.warns(UserWarning, match="5 results of R1 failed"):
+        failed = run_of(known(made(run=broken)), tmp_path / "failed")
     with pytest.raises(UsageError, match="5 results failed"):
-        result_of(run_of(known(made(run=broken)), tmp_path / "failed"))
+        result_of(failed)
     study = known(made())
     with pytest.raises(UsageError, match="settings are not those of the scale small"):
         result_of(run_of(study, tmp_path / "changed", settings={"points": 5}))

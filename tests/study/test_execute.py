@@ -119,7 +119,9 @@ def test_settings_at_which_everything_failed_bind_nobody(tmp_path, threads):
             raise ArithmeticError("no offset here")
         return square(config, seeds)
 
-    run = execute(squares(run=broken), out=tmp_path, seeds=2, settings={"offset": 1}, executor=threads)
+    told = r"4 results of S failed, the first with: ArithmeticError: no offset here \(levada\.study\.failures"
+    with pytest.warns(UserWarning, match=told):
+        run = execute(squares(run=broken), out=tmp_path, seeds=2, settings={"offset": 1}, executor=threads)
     assert claims(run)["grows"]["reason"] == "4 of 4 results failed: ArithmeticError: no offset here"
     assert sorted(event["seed"] for event in failures(run).values()) == [0, 0, 1, 1]
     run = execute(squares(run=broken), out=tmp_path, executor=threads)
@@ -189,7 +191,9 @@ def test_what_cannot_cross_processes_is_told_as_it_was(raised, told):
 
 
 def test_an_exception_is_written_and_leaves_its_claims_undecided(tmp_path, threads):
-    run = execute(squares(bad=3), out=tmp_path, executor=threads)
+    with pytest.warns(UserWarning, match="execute: 5 results of S failed") as told:
+        run = execute(squares(bad=3), out=tmp_path, executor=threads)
+    assert [one.filename for one in told] == [__file__]
     failed = list(run.events("failure"))
     assert [f["seed"] for f in failed] == [0, 1, 2, 3, 4]
     assert failed[0]["error"] == "ArithmeticError: 3 is bad"
@@ -198,7 +202,8 @@ def test_an_exception_is_written_and_leaves_its_claims_undecided(tmp_path, threa
     assert "ArithmeticError: 3 is bad" in found["grows"]["reason"]
     assert found["small"]["status"] == "not held", "this claim does not need the cell that failed"
     # It is tried again, not remembered as done.
-    execute(squares(bad=3), out=tmp_path, executor=threads)
+    with pytest.warns(UserWarning, match="5 results"):
+        execute(squares(bad=3), out=tmp_path, executor=threads)
     assert CALLS[2:] == [(3, (0, 1, 2, 3, 4))]
 
 
@@ -212,7 +217,8 @@ def test_an_exception_is_written_and_leaves_its_claims_undecided(tmp_path, threa
     ],
 )
 def test_what_run_returns_is_checked(tmp_path, threads, values, message):
-    run = execute(squares(run=lambda config, seeds: values), out=tmp_path, executor=threads)
+    with pytest.warns(UserWarning, match=message):
+        run = execute(squares(run=lambda config, seeds: values), out=tmp_path, executor=threads)
     assert message in claims(run)["grows"]["reason"]
 
 

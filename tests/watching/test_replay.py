@@ -167,6 +167,31 @@ def test_the_operation_that_makes_the_first_nan_is_named(tmp_path, target, capsy
     assert "The first NaN is made by sqrt in 5 (Root), out of numbers without one." in shown
 
 
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.relu(self.map(x))
+
+
+def test_an_inf_that_does_not_come_out_of_its_block_is_told_beside_the_first_that_does(tmp_path):
+    model = nn.Sequential(Hidden(), Hidden(), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[0].map.bias.fill_(9.0)
+        model[1].map.weight[:3], model[1].map.weight[3:] = -3e38, 0.0  # -Inf, of which the ReLU makes 0
+        model[1].map.bias[3:] = 3e38
+        model[2].weight.fill_(9.0)
+    values = {"args": (torch.ones(4, 6),), "kwargs": {}, "weights": model.state_dict()}
+    folder = write_bundle(tmp_path, Bundle(3, "numerical_overflow", "why", values=values))
+    claim = replay(folder, model, None).report.findings[0].claim
+    assert "The first Inf is made by addmm in 1.map (Linear)" in claim
+    assert claim.endswith(
+        "The output of 1 is finite all the same, as where a ReLU makes 0 of -Inf: that of 2 is the first that is not."
+    )
+
+
 def test_a_mask_of_infinities_is_no_origin():
     scores = nn.Linear(3, 3)
     with Origins(scores) as origins:

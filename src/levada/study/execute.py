@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -48,7 +49,8 @@ def execute(
 
     A result that the folder holds is not computed again, so that to resume is to call this again. Every call appends
     its own "study", "claim" and "figure" events: of one name or id the last event counts. An exception in a cell is
-    written as an event "failure" and leaves the claims that need the cell undecided; `failures` gives them.
+    written as an event "failure" and leaves the claims that need the cell undecided; `failures` gives them. One warning
+    says how many results failed.
 
     A folder holds one set of settings. Seeds may be added; a folder that holds more than are asked for keeps them all,
     and every claim is decided over all of them.
@@ -77,6 +79,13 @@ def execute(
     )
     if told.error is not None:
         raise told.error
+    if failed := failures(told.run):
+        (first, *_), count = failed.values(), len(failed)
+        warnings.warn(
+            f"execute: {count} {'result' if count == 1 else 'results'} of {study.name} failed, the first with: "
+            f"{' '.join(str(first['error']).split())} (levada.study.failures(run) has the words of each)",
+            stacklevel=2,
+        )
     return told.run
 
 

@@ -105,7 +105,7 @@ def found_again(
     facts = Facts(nonfinite_parameters=tuple(broken), loss_value=value, behind=behind)
     seen = Trace(trace.sites, trace.steps, trace.values, {**trace.context, "facts": facts})
     fired = (f for f in diagnose(seen) if f.status == "fired" and f.rule in _RULES)
-    found = tuple(_told(f, kept, loss, origin, data) for f in fired)
+    found = tuple(_told(f, kept, loss, origin, data, trace) for f in fired)
     if was is not None and not any(f.rule == RULE for f in found):
         return (_vanished(kept, was, loss, several=several), *found)
     return found
@@ -141,13 +141,31 @@ def _data(kept: Bundle, broken: Mapping[str, str], data: list[Unfit]) -> Finding
     )
 
 
-def _told(finding: Finding, kept: Bundle, loss: float | None, origin: Origin | None, data: list[Unfit]) -> Finding:
+def _told(
+    finding: Finding, kept: Bundle, loss: float | None, origin: Origin | None, data: list[Unfit], trace: Trace
+) -> Finding:
     """Say of what is not finite which operation makes it, in the place of how to find out."""
     if finding.rule != RULE:
         return finding
     if finding.evidence.get("tensor") == "loss" and loss is None:
         return replace(finding, claim=_not_run(kept, origin, data), remedies=(_LOSS,))
-    return replace(finding, claim=f"{finding.claim} {origin}" if origin is not None else finding.claim, remedies=())
+    told = "" if origin is None else f" {origin}{_held_back(finding, origin, trace)}"
+    return replace(finding, claim=f"{finding.claim}{told}", remedies=())
+
+
+def _held_back(finding: Finding, origin: Origin, trace: Trace) -> str:
+    """Say of a NaN or Inf that is made in a block before the first bad output that it does not come out of there."""
+    site, names = finding.where.get("first", ""), trace.names()
+    module = origin.module.rpartition(" (")[0]
+    block = next((name for name in names if f"{module}.".startswith(f"{name}.")), "")
+    if finding.evidence.get("tensor") != "signal" or origin.backward or not block or block == site:
+        return ""
+    if bool((trace["nonfinite"][:, names.index(block)] > 0).any()):
+        return ""
+    return (
+        f" The output of {block} is finite all the same, as where a ReLU makes 0 of -Inf: that of {site} is the first "
+        "that is not."
+    )
 
 
 def _not_run(kept: Bundle, origin: Origin | None, data: list[Unfit]) -> str:
