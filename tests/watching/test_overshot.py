@@ -322,8 +322,12 @@ def test_a_loss_that_leaps_long_after_the_last_sample_is_not_blamed_on_the_rate(
     )
     found = blamed(LATE, leapt(last=4.0), weights_of(1e3))
     assert "came up 2.5e+05-fold in one step" in found.claim, "of the step before, not of the usual loss"
-    rose = {"from": 0.25, "to": 0.5, "after": 369, "by": 370}
-    assert "not known to be why" in blamed(LATE, leapt(rise=rose), weights_of(1e3)).claim, "it was seen to do no harm"
+    rose = {"from": 0.25, "to": 0.5}
+    for known, harmless in (
+        (leapt(rise=rose | {"after": 369, "by": 400}), 370),
+        (leapt(rise=rose | {"after": 372, "by": 373}), 65),
+    ):
+        assert "not known to be why" in blamed(LATE, known, weights_of(1e3)).claim, harmless
     for spread in ((), (9.0, 900.0, 1.0)):
         told = blamed(LATE, leapt(after=spread), weights_of(1e3)).claim
         assert told.endswith("the rate is not known to be why.")
@@ -335,7 +339,7 @@ def test_a_loss_that_leaps_long_after_the_last_sample_is_not_blamed_on_the_rate(
         pytest.param(leapt(ratio=0.3), id="steps were long"),
         pytest.param(leapt(leap=99.0), id="it may have overshot"),
         pytest.param(leapt(rise={"from": 0.25, "to": 0.5, "after": 430, "by": 436}), id="the rate rose"),
-        pytest.param(leapt(rise={"from": 0.25, "to": 0.5, "after": 379, "by": 380}), id="the rate rose unseen"),
+        pytest.param(leapt(rise={"from": 0.25, "to": 0.5, "after": 373, "by": 374}), id="the rate rose unseen"),
         pytest.param(replace(leapt(), rows=before(sampled=390).rows), id="it was sampled not long before"),
     ],
 )

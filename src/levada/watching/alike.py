@@ -195,7 +195,7 @@ def _mean_square(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return torch.float32 if tensor.device.type == "mps" else torch.float64  # the square of a mask is no float32
 
 
 def _compared(tensor: Tensor) -> Compared:

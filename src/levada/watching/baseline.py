@@ -186,6 +186,7 @@ class LossBaseline:
         self.early = math.nan  # the median of the first losses, of which the very first alone saw no update
         self.settled = math.nan  # the median of as many behind them
         self.constant = math.nan  # what the best prediction that is the same for every input would have, if known
+        self._minimised = False  # whether that was positive on any batch
         self._growth, self._inputs = Growth(), Growth()  # of the same for each batch; of the size of its inputs
         self.falling = Falling()
         self._steps: deque[int] = deque(maxlen=window)
@@ -200,6 +201,7 @@ class LossBaseline:
         """
         constant = float(scalars.get("constant_loss", math.nan))
         self.constant = self.constant if math.isnan(constant) else constant
+        self._minimised = self._minimised or constant > 0
         self._growth.add(float(scalars.get("constant_of_batch", math.nan)))
         self._inputs.add(float(scalars.get("input_rms", math.nan)))
 
@@ -294,8 +296,8 @@ class LossBaseline:
 
     @property
     def grown(self) -> float:
-        """Times by which the loss of the best constant prediction has grown since the first batches; 1 if not known."""
-        return self._growth.factor
+        """Times by which the loss of the best constant prediction has grown, where inputs have, too; 1 otherwise."""
+        return self._growth.factor if self.inputs_grown > 1 else 1.0
 
     @property
     def inputs_grown(self) -> float:
@@ -303,20 +305,10 @@ class LossBaseline:
         return self._inputs.factor
 
     @property
-    def is_another(self) -> bool:
-        """Whether inputs have grown where nothing tells by how much the loss of a constant prediction did."""
-        return self.inputs_grown > 1 and not self._growth.known
-
-    @property
     def maximised(self) -> bool:
         """Whether it falls, and is known to be a negative multiple of what is never negative, on all batches."""
-        falls = self.ready and self.recent < min(0.0, self.start)
-        return falls and self.constant < 0 and not self._growth.known
-
-    @property
-    def reference(self) -> float:
-        """The loss above which nothing of what was learned is left: the start, or so many times it as targets grew."""
-        return self.start * self.grown
+        falls = self.ready and self.recent < min(0.0, self.start) and self.fell
+        return falls and self.constant < 0 and not self._minimised
 
     @property
     def fell(self) -> bool:

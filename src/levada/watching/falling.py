@@ -10,8 +10,9 @@ __all__ = ["Falling"]
 
 # Times its size at first that a loss is negative, and losses before that is asked.
 FOLD, LEAST = 30.0, 128
-# Power of the number of steps with which the size grows: the logarithm of a density grows ever more slowly.
-POWER: Final = 0.85
+# Power of the number of steps with which the size grows: the logarithm of a density grows with the first at most, as
+# where Adam narrows it by as much at each step.
+POWER: Final = 1.25
 
 
 @final
@@ -19,9 +20,10 @@ class Falling:
     """With what power of the number of steps the size of a negative loss grows.
 
     The loss is marked where the number of losses is a power of two. Its size grows without a bound, so far, if it is
-    thirty times that of the first losses, and grew with a power of 0.85 or more over both of the last two marks
-    that are at least a factor of two apart: as of outputs that grow with each step. The logarithm of a density, a
-    reward or a contrastive loss comes down fast once, and then ever more slowly.
+    thirty times that of the first losses, and grew with a power of 1.25 or more over both of the last two marks
+    that are at least a factor of two apart: as of outputs of several layers that all grow. The logarithm
+    of a density whose width is learned falls by as much at each step at most, a reward or a contrastive loss comes down
+    fast once, and then ever more slowly.
 
     Example:
         >>> falling = Falling()

@@ -17,18 +17,15 @@ LEAST: Final = 1.5
 
 @final
 class Growth:
-    """The largest of the last three batches beside the median of the first eight, if it is half above each of these.
-
-    One batch is enough, as none may come for long: where it was odd, the factor is 1 again three batches later.
+    """The median of the last three batches beside that of the first eight, if each is half above the largest of these.
 
     Example:
         >>> growth = Growth()
-        >>> for value in (1.0, 1.1, 0.9, 1.0, 1.0, 1.2, 1.0, 0.8, 3.0, 4.0):
+        >>> for value in (1.0, 1.1, 0.9, 1.0, 1.0, 1.2, 1.0, 0.8, 3.0, 5.0, 4.0):
         ...     growth.add(value)
         >>> growth.factor
         4.0
-        >>> for value in (1.0, 1.1, 1.7):
-        ...     growth.add(value)
+        >>> growth.add(1.7)
         >>> growth.factor
         1.0
     """
@@ -51,12 +48,8 @@ class Growth:
             self._last.append(value)
 
     @property
-    def known(self) -> bool:
-        """Whether it was measured on any batch."""
-        return bool(self._first)
-
-    @property
     def factor(self) -> float:
         """Times by which it has grown; 1 where it has not, or too few batches tell."""
-        now = max(self._last, default=0.0)
-        return now / median(self._first) if self._last and now >= LEAST * max(self._first) else 1.0
+        if len(self._last) < LAST or min(self._last) < LEAST * max(self._first):
+            return 1.0
+        return median(self._last) / median(self._first)

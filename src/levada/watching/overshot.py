@@ -76,8 +76,9 @@ def lower_rate(rate: float, moved: float) -> float:
 def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Finding | None = None) -> Finding:
     """Return a finding of numbers that are not finite with what shows that the steps were too long, or as it was.
 
-    A lower rate is that from before a rise, where the loss rose within 20 steps of it, else one of which steps are of
-    a usual size. Where the loss came up in one step, and steps were short before, a batch may be why, which is said.
+    A lower rate is that from before a rise, where the loss rose within 20 steps of it (64 where none was sampled
+    since), else one of which steps are of a usual size. Where the loss came up in one step, and steps were short
+    before, a batch may be why, which is said.
 
     The steps are blamed if one moved the weights of the median block by a tenth of themselves or more and the loss had
     risen, or by all of themselves just before; if the weights grew so fast while the loss rose; or if the loss rose at

@@ -17,6 +17,7 @@ __all__ = ["Rates", "made_it_rise", "raised", "rise_in_words", "with_before"]
 RAISED: Final = 2.0
 # Steps before the loss rose in which a rate that was raised can have made it.
 NEAR: Final = 20
+UNSEEN: Final = 64  # where none of them was sampled since it rose
 # Learning rates that are remembered where each differs from the one before.
 REMEMBERED: Final = 64
 
@@ -114,7 +115,7 @@ def made_it_rise(rise: Mapping[str, Any] | None, rate: float, onset: int, *, see
         rise: from `raised`.
         rate: the present one.
         onset: the step at which the loss rose.
-        seen: the last sampled step before it: a rise behind that came shortly before, as far as anybody looked.
+        seen: the last sampled step before it: of a rise behind that nobody saw what its steps did, and 64 steps count.
 
     Example:
         >>> rise = {"from": 0.1, "to": 3.0, "after": 249, "by": 250}
@@ -123,7 +124,7 @@ def made_it_rise(rise: Mapping[str, Any] | None, rate: float, onset: int, *, see
         >>> made_it_rise(rise, 4.0, 251), made_it_rise(rise, 0.1, 251)
         (False, False)
     """
-    if rise is None or (onset - rise["by"] > NEAR and not (seen is not None and seen <= rise["after"])):
+    if rise is None or onset - rise["by"] > (UNSEEN if seen is not None and seen <= rise["after"] else NEAR):
         return False
     return bool(rise["from"] < rate <= rise["to"] * (1 + 1e-6))
 

@@ -155,7 +155,7 @@ class Spikes:
         if step > spike.onset and len(spike.next) < LATEST:
             spike.next.append(loss)
         spike.above.append(loss - spike.usual > BACK * baseline.scale)
-        spike.lasting += loss > baseline.reference
+        spike.lasting += loss > baseline.start
         spike.confirmed |= spike.peak - spike.usual >= ALONE * baseline.scale or sum(spike.above) >= ABOVE
         if len(spike.above) == LATEST and not any(spike.above):
             spike.ended = spike.back = step
@@ -169,7 +169,7 @@ class Spikes:
         """Follow the spikes whose loss stays up: for how long, which tells what they are, and until it is down."""
         for spike in self._ended:
             if spike.back is None:
-                spike.lasting += loss > baseline.reference
+                spike.lasting += loss > baseline.start
                 spike.back = step if baseline.recent - spike.usual <= BACK * baseline.scale else None
 
     def _see_jump(self, jump: float) -> None:
@@ -261,8 +261,9 @@ def _finding(spike: _Spike, view: View) -> Finding:
     severity: Severity = "warn" if spike.unheard and (caused or _odd(spike)) else "info"
     stays = spike.peak if spike.ended is None else spike.level
     grown = view.loss.grown
-    if spike.lasting >= LASTING and caused and (spike.ended is None or not stays < view.loss.reference):
-        severity = "warn" if view.loss.is_another else "error"
+    lost = not stays < grown * view.loss.start or (spike.ended is None and grown == 1)
+    if spike.lasting >= LASTING and caused and lost:
+        severity = "error"
     elif spike.lasting >= UNEXPLAINED and not stays < view.loss.untrained * grown:
         severity = "warn"
     first = moved[0] if moved else None
@@ -284,7 +285,7 @@ def _finding(spike: _Spike, view: View) -> Finding:
             "loss_peak": spike.peak,
             "deviations": spike.excess,
             "start": view.loss.start,
-            "grew": {"constant_loss": grown, "inputs": view.loss.inputs_grown},
+            "grew": {"constant_loss": grown, "inputs": view.loss.inputs_grown if grown > 1 else 1.0},
             "moved_first": moved[:20],
             "learning_rate": spike.raised,
             "update_ratio": spike.step or None,
@@ -335,17 +336,13 @@ def _reference(view: View) -> str:
 
 
 def _harder(loss: LossBaseline) -> str:
-    """Say that targets or inputs have grown, and by how much; "" if they have not, or it is not known."""
-    of, first = "on one of the last three sampled batches", "on the first ones"
-    said = ""
-    if loss.grown > 1:
-        said += (
-            f" The task has grown: {of} a prediction that is the same for every input would have {loss.grown:.3g} "
-            f"times the loss that it would have had {first}."
-        )
-    if loss.inputs_grown > 1:
-        said += f" Inputs are {loss.inputs_grown:.3g} times as large {of} as {first}."
-    return said
+    """Say that targets and inputs have grown, and by how much; "" if they have not, or it is not known."""
+    if loss.grown == 1:
+        return ""
+    return (
+        f" The task has grown: on the last sampled batches inputs are {loss.inputs_grown:.3g} times as large as on the "
+        f"first ones, and a prediction that is the same for every input would have {loss.grown:.3g} times the loss."
+    )
 
 
 def _odd(spike: _Spike) -> bool:

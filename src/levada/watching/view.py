@@ -209,12 +209,8 @@ class View:
 
     @property
     def given_back(self) -> float:
-        """Share of what the run has learned, or of a quarter of its first loss, by which the loss is above its best.
-
-        What was learned counts so many times as targets have grown: their loss grows alike.
-        """
-        scale = self.loss.scale * self.loss.grown
-        return self.loss.lasting_rise / scale if self.loss.ready and scale else math.nan
+        """Share of what the run has learned, or of a quarter of its first loss, by which the loss is above its best."""
+        return self.loss.lasting_rise / self.loss.scale if self.loss.ready and self.loss.scale else math.nan
 
     @property
     def nothing_learned(self) -> bool:

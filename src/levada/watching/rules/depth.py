@@ -285,7 +285,7 @@ def _explodes(view: View, what: str, measure: Callable[[Trace], Decay | str], wa
 def _grown(view: View, rule: str, claim: str, first: int, last: int, told: dict[str, Any]) -> Finding:
     names, ratio = view.blocks.names, view["update_ratio"]
     moved = float(ratio[first : last + 1].nan_to_num(0.0).amax())
-    above = view.loss.ready and view.loss.now > view.loss.reference
+    above = view.loss.ready and view.loss.now > view.loss.start
     severity: Severity = "error" if moved >= LARGE and above and view.given_back >= 1 else "warn"
     return Finding(
         rule=rule,

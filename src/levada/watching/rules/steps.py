@@ -158,7 +158,7 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
         return
     usual = view.anchor("update_ratio").nanmedian()
     names, loss = view.blocks.names, view.loss
-    above = loss.now > loss.reference if risen else loss.median > loss.start + 0.5 * loss.spread
+    above = loss.now > loss.start if risen else loss.median > loss.start + 0.5 * loss.spread
     short = moved < LARGE and float(view["update_ratio"].nanmedian()) < LONG and not view.blocks.adaptive
     over = short and _promised(view) < BEYOND  # long no more, and none that overshoots: the task may have grown harder
     what = (
