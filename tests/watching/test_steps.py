@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from tests.watching.by_hand import NAMES, agree, by_hand, data, loss_of, make, r
 from torch import nn
 
 import levada
+from levada.watching.engine import Engine
+from levada.watching.judge import Judge
+from levada.watching.weights import Weights
 
 
 class Rests:
@@ -198,6 +202,58 @@ def test_looking_at_losses_is_counted(monkeypatch):
         train(model, optimizer, data(2))
     # Two that changed, two from either end of those held, then these four again; later two that changed, and the four.
     assert counted == pytest.approx([10.0, 6.0], abs=0.5)
+
+
+@pytest.mark.parametrize("kind", ["one", "turns", "within"])
+def test_no_second_of_own_code_is_counted_twice(monkeypatch, kind):
+    """Steps end within the look at a backward pass where optimizers take turns, or step inside of it."""
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock, counted = Clock(), []
+
+    def slowed(owner, name):
+        method = getattr(owner, name)
+
+        def slow(self, *args, **options):
+            clock.now += 1.0
+            return method(self, *args, **options)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    for owner, name in ((Engine, "_deliver"), (Weights, "after"), (Judge, "before_update")):
+        slowed(owner, name)
+    for name in ("losses", "overhead", "engine", "passes"):
+        monkeypatch.setattr(f"levada.watching.{name}.time", clock)
+    model = make()
+    parameters = list(model.parameters())
+    groups = {"one": [parameters], "turns": [parameters[:2], parameters[2:]], "within": [[p] for p in parameters]}[kind]
+    optimizers = [torch.optim.SGD(group, lr=0.01) for group in groups]
+
+    def step(p, optimizer):
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if kind == "within":
+        for p, optimizer in zip(parameters, optimizers, strict=True):
+            p.register_post_accumulate_grad_hook(partial(step, optimizer=optimizer))
+    with watch(model, optimizers, every=100) as watched:
+        count = watched._engine.cadence.count
+        monkeypatch.setattr(
+            watched._engine.cadence, "count", lambda sampled, *, own: (counted.append(own), count(sampled, own=own))
+        )
+        for i, x in enumerate(data(6)):
+            loss_of(model, x).backward()
+            if kind != "within":
+                optimizers[i % len(optimizers)].step()
+                model.zero_grad()
+    # Gradients are heard on the real clock; the end of the watch is no step's.
+    assert clock.now - 2.5 <= sum(counted) <= clock.now + 0.5
+    assert clock.now >= 18.0
 
 
 def test_blocks_that_begin_to_run_later_are_named():

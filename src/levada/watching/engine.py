@@ -16,7 +16,7 @@ from levada.watching.coefficients import Coefficients
 from levada.watching.left import step_left
 from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
-from levada.watching.overhead import Cadence, StepClock
+from levada.watching.overhead import Cadence, Spent, StepClock
 from levada.watching.passes import Passes
 from levada.watching.places import original
 from levada.watching.reading import Reading
@@ -71,18 +71,21 @@ class Engine:
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
         self.unfit: Callable[[], bool] = lambda: False  # whether the noted targets are not finite
-        self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spend, fail=self.fail)
+        self._spent = Spent()
+        self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
         self.counts = self.passes.counts
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self.weights = Weights(structure := Structure(model), optimizers)
         self._device = next(p.device for p in model.parameters())
         self._structure, self._taps = structure, Taps(model, structure.places, self)
-        self.coefficients = Coefficients(model, self._running, self._spend)
+        self.coefficients = Coefficients(model, self._running, self._spent.add)
         self._statistics = Statistics()
-        self.losses = Losses(model, optimizers, heard=self, parts=lambda: self.micro_batches.divided, scaler=scaler)
+        self.micro_batches = batches = MicroBatches(original(model), self.restart)
+        self.losses = Losses(
+            model, optimizers, heard=self, parts=lambda: batches.divided, scaler=scaler, spent=self._spent.add
+        )
         self._clock = StepClock(self._device)
-        self.micro_batches = MicroBatches(original(model), self.restart)
         self._together = Together(model)
         self._reading: Reading | None = None
         self._stepped, self._skipped = set[int](), set[int]()
@@ -90,7 +93,7 @@ class Engine:
         self._skips = 0  # steps in a row that a scaler skipped
         self._heard = self._within = False  # of this step's update; of one in the backward pass that is running
         self._handles, self._pending = list[RemovableHandle](), list[Sent]()
-        self.logged, self._own = dict[str, float](), 0.0  # numbers for the next sample
+        self.logged = dict[str, float]()  # numbers for the next sample
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -181,7 +184,7 @@ class Engine:
             self._begin()
         if self._reading is not None:
             self._reading.see(place, tensor, activation=activation, block=block)
-        self._own += time.perf_counter() - begun
+        self._spent.add(time.perf_counter() - begun)
 
     def _running(self) -> int | None:
         """Return the number of the pass that is under way; None if what runs now does not count."""
@@ -202,7 +205,7 @@ class Engine:
     def _end_rested(self, *, late: bool = False) -> None:
         """End a step in which not all optimizers stepped: what follows belongs to the next one."""
         if self._stepped:
-            self.finish()
+            self._spent.apart(self.finish)
             if self._reading is not None:  # what is compiled was entered already
                 self._reading.late = late or self._taps.traced
 
@@ -210,9 +213,6 @@ class Engine:
     def _end(self, completed: bool) -> None:
         if self._reading is not None:
             self._reading.end(completed)
-
-    def _spend(self, seconds: float) -> None:
-        self._own += seconds
 
     @quietly
     def before_backward(self) -> None:
@@ -233,7 +233,7 @@ class Engine:
     def ended(self) -> None:
         """Hear that a backward pass is over within which an optimizer stepped."""
         self._within = False
-        self._finish()
+        self._spent.apart(self._finish)
 
     @quietly
     def restart(self) -> None:
@@ -253,6 +253,7 @@ class Engine:
         first = in_backward() and not self._within
         if first or (id(optimizer) in self._stepped and not in_backward()):  # the others did not step this time
             self._end_rested(late=True)
+            self._spent.restart()  # nothing is being counted here
         if first:
             self._within = True
             self.losses.claim()
@@ -267,7 +268,7 @@ class Engine:
         if not self._heard:
             self._heard = True
             self._tell_before_update(self.steps, self.losses.current())
-        self._own += time.perf_counter() - begun
+        self._spent.add(time.perf_counter() - begun)
 
     @uncompiled
     @quietly
@@ -278,7 +279,7 @@ class Engine:
         self.losses.stepped(optimizer)
         self.passes.skips.updated(self.steps)
         self._stepped.add(id(optimizer))
-        self._own += time.perf_counter() - begun
+        self._spent.add(time.perf_counter() - begun)
         self._finish()
 
     @quietly
@@ -291,7 +292,7 @@ class Engine:
             self._ready(inner)
         begun = time.perf_counter()
         self.weights.after(inner)
-        self._own += time.perf_counter() - begun
+        self._spent.add(time.perf_counter() - begun)
         self._skipped.add(id(inner))
         self._stepped.add(id(inner))
         self._finish()
@@ -356,10 +357,8 @@ class Engine:
         self._clock.tick(reading is not None)
         self.steps += 1
         self._arm()
-        self._own += time.perf_counter() - begun + self.losses.spent()
-        self._own += 0.0 if reading is None else reading.seconds
-        self.cadence.count(reading is not None, own=self._own)
-        self._own = 0.0
+        self._spent.add(time.perf_counter() - begun + (0.0 if reading is None else reading.seconds))
+        self.cadence.count(reading is not None, own=self._spent.take())
         for sampled, seconds in self._clock.read():
             self.cadence.timed(sampled, seconds)
 

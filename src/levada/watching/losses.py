@@ -76,6 +76,7 @@ class Losses:
         heard: who hears of what is seen.
         parts: by what the gradients of a step are divided when all are there.
         scaler: what scales the loss, if that was told; else the one that made the scalar which `backward` begins at.
+        spent: called with the seconds of each look.
     """
 
     def __init__(
@@ -86,11 +87,11 @@ class Losses:
         heard: Heard,
         parts: Callable[[], int],
         scaler: Any = None,
+        spent: Callable[[float], None],
     ) -> None:
-        self.heard = heard
+        self.heard, self.spent = heard, spent
         self.piles = Piles(optimizers)
         self.own = OwnPasses()
-        self._seconds = 0.0
         self._parts = parts
         self._scaler = scaler
         self._told = scaler is not None
@@ -197,15 +198,6 @@ class Losses:
             self._current = []
         self.constant.see(roots)
         return state
-
-    def spend(self, seconds: float) -> None:
-        """Hear how long looking took."""
-        self._seconds += seconds
-
-    def spent(self) -> float:
-        """Return the seconds that looking took since this was called last."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
 
     def after(self, state: State, roots: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
         """Keep the loss if the gradients changed."""
@@ -332,7 +324,7 @@ def _spend(heard: Sequence[Losses], begun: float) -> None:
     """Divide the time since among those who looked."""
     seconds = (time.perf_counter() - begun) / len(heard)
     for watcher in heard:
-        watcher.spend(seconds)
+        watcher.spent(seconds)
 
 
 @uncompiled

@@ -6,13 +6,14 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
 
 from levada._errors import UsageError, require_at_least, require_number
 
-__all__ = ["Cadence", "StepClock"]
+__all__ = ["Cadence", "Spent", "StepClock"]
 
 _REMEMBERED = 15  # unsampled steps, whose median is what a step takes
 _AT_LEAST = 0.5  # of what is allowed goes to samples, also where steps are so short that the hooks alone take it
@@ -23,6 +24,41 @@ _SAMPLES = 5  # sampled steps, whose median is what one costs
 _AFTER = (1, 3, 7, 15, 31, 63, 127)
 _ANYWAY = 2  # times that they are taken whatever they cost
 _MEET = 8  # steps after a sample, by when the numbers of all processes have long arrived
+
+
+@final
+class Spent:
+    """Seconds of a step in the watch's own code, where a step's end may come within what is being counted.
+
+    Example:
+        >>> spent = Spent()
+        >>> spent.add(2.0)
+        >>> spent.take()
+        2.0
+    """
+
+    def __init__(self) -> None:
+        self._seconds = self._apart = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count what just took so long, but for the ends of steps in it."""
+        self._seconds += max(seconds - self._apart, 0.0)
+        self._apart = 0.0
+
+    def apart(self, end: Callable[[], None]) -> None:
+        """End a step, which counts itself."""
+        begun = time.perf_counter()
+        end()
+        self._apart += time.perf_counter() - begun
+
+    def restart(self) -> None:
+        """Hear that nothing is being counted."""
+        self._apart = 0.0
+
+    def take(self) -> float:
+        """Return the seconds since this was called last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 @final
