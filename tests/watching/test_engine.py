@@ -6,7 +6,6 @@ import io
 import itertools
 import math
 import pickle
-import pickletools
 import warnings
 import weakref
 
@@ -18,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 import levada
 from levada.diagnose.finding import Finding
-from levada.probe.hook import measures
 from levada.runs import Run
 from levada.watching import WATCHED, arrivals, compiled
 from levada.watching.overhead import Cadence
@@ -369,24 +367,6 @@ def test_copies_and_pickles_are_not_watched():
             train(twin, sgd(twin), data(2))
         train(model, optimizer, data(2)[1:])
     agree(watched, by_hand(make(), data(2)))
-
-
-def test_a_model_that_was_saved_while_watched_is_read_without_levada():
-    model = nn.Sequential(nn.Linear(4, 4), *(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3)))
-    optimizer, x = sgd(model), torch.ones(2, 4)
-    with watch(model, optimizer):
-        model(x).sum().backward()
-        optimizer.step()
-        assert hooks_of(model) > 0
-        saved = pickle.dumps(model)
-        expected = model(x)
-    names = [argument for _, argument, _ in pickletools.genops(saved) if isinstance(argument, str)]
-    assert "torch.nn.modules.linear" in names
-    assert not [name for name in names if "levada" in name]
-    loaded = pickle.loads(saved)
-    for twin in (loaded, pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
-        assert torch.equal(twin(x), expected)
-    assert all(measures(hook) for module in loaded.modules() for hook in module._forward_hooks.values())
 
 
 def test_entering_twice_and_again():

@@ -1,22 +1,16 @@
-"""A hook that does not outlive its probe in copies of the model, and of which pickled ones need no levada."""
+"""A hook that does not outlive its probe in copies of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, final
 
-__all__ = ["NOTHING", "Hook", "measures"]
-
-NOTHING: Final = getattr, (nullcontext(), "__exit__")
-"""What `__reduce__` of a hook gives: it takes anything and does nothing, and can be read where there is no levada."""
+__all__ = ["Hook", "measures"]
 
 
 @final
 class Hook:
     """A hook that a copy of the model does not inherit: copied or pickled, it becomes one that does nothing.
-
-    What is pickled while a model is watched, as by `torch.save(model)`, is read without levada.
 
     Args:
         function: what to call.
@@ -36,7 +30,7 @@ class Hook:
         return Hook(_ignore)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NOTHING
+        return Hook, (_ignore,)
 
 
 def measures(hook: object) -> bool:
@@ -45,7 +39,7 @@ def measures(hook: object) -> bool:
     Args:
         hook: any.
     """
-    return getattr(type(hook), "measures", False) is True or isinstance(getattr(hook, "__self__", None), nullcontext)
+    return getattr(type(hook), "measures", False) is True
 
 
 def _ignore(*_: Any) -> None:

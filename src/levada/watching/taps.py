@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from levada.probe.hook import NOTHING, Hook
+from levada.probe.hook import Hook
 from levada.probe.recorder import tensors
 from levada.watching.compiled import Buffers, Region, Switch, below, find_regions, replace, restore, tapped
 from levada.watching.places import ACTIVATIONS, Place, original
@@ -250,11 +250,8 @@ class _TapHook:
             taps.listener.see(self.index, tensor, self.activation, True)
         return None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
-        return Hook(_ignore)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return NOTHING
+        return Hook, (_ignore,)
 
 
 def _main(output: Any) -> Tensor | None:
