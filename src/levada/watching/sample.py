@@ -38,12 +38,11 @@ class Sample:
         values: signal -> float64 tensor of shape `(sites,)`; what was not measured is NaN.
         scalars: "loss", "lr", "gradient_norm", "loss_scale", "overhead" (share of the training time), "constant_loss"
             (of the best prediction that is the same for every input), "constant_of_batch" (the same over the targets of
-            this step alone), "uncleared_steps" (of the last 64, those whose
-            gradients were added to the ones that the step before had used), "uncleared_of" (the steps among which they
-            were counted; 0 where that cannot be told), "uncleared_optimizer" (whose steps these are, from 1, where
-            there are several), "alike_rows" (of the batch, if all are the same one, else 0), "input_rms" (root mean
-            square of the floating-point numbers that the model was given),
-            where they are known, and what the user logged.
+            this step alone), "uncleared_steps" (of the last 64, those whose gradients were added to the ones that the
+            step before had used), "uncleared_of" (the steps among which they were counted; 0 where that cannot be
+            told), "uncleared_optimizer" (whose steps these are, from 1, where there are several), "alike_rows" (of the
+            batch, if all are the same one, else 0), "input_rms" (root mean square of the floating-point numbers that
+            the model was given in this process), where they are known, and what the user logged.
         losses: step and loss of every step since the sample before this one, as far as the loss was seen.
         rank: the process that measured it.
         tanh: numbers of the blocks whose output is that of a tanh, as autograd shows.
