@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from levada._errors import UsageError
-from levada.runs import Run
-from levada.training import losses, read, resolve, train
+from levada.runs import Run, RunWriter
+from levada.training import losses, read, resolve, to_toml, train
 from levada.training.config import Data
 from levada.training.data import described, load_data
 from levada.training.loop import _described
@@ -38,6 +40,78 @@ def test_the_run_s_own_file_changed_is_not_what_the_run_began_with(tmp_path):
     file.unlink()
     with pytest.raises(UsageError, match=r"run\.seed must stay what it is .* has 0, got 1"):
         train(small(tmp_path / "run", "run.seed=1", "run.steps=4"), resume=True)
+
+
+OF_BEFORE = json.loads("""{
+  "hash": "e9c22243a0bd85f0",
+  "model": {"network": "cifar_resnet", "depth": 8, "dim": 32, "connection": "Residual", "connection_options": {},
+            "options": {}, "initialisation": "", "initialisation_options": {}},
+  "data": {"source": "images", "path": "~/pictures", "batch_size": 16, "context": 64, "held_out": 0.1,
+           "evaluated": 512},
+  "optimizer": {"name": "adamw", "lr": 0.001, "weight_decay": 0.1, "betas": [0.9, 0.95], "momentum": 0.5, "clip": 1.0,
+                "accumulate": 1},
+  "schedule": {"name": "cosine", "warmup": 0, "decay": 0, "final": 0.0},
+  "precision": {"compute": "auto", "deterministic": false},
+  "parallel": {"kind": "none", "stages": 0, "split": [], "micro_batches": 1, "schedule": "1f1b", "checkpoint": false},
+  "checkpoint": {"every": 0, "keep": 2, "asynchronous": true},
+  "watch": {"enabled": true, "every": 20, "max_overhead": 0.01, "live": false},
+  "run": {"folder": "~/a", "seed": 0, "steps": 20, "evaluate_every": 0, "device": "auto"}
+}""")
+
+
+@pytest.fixture
+def of_before(tmp_path, monkeypatch):
+    """A run that an earlier levada began, with keys that nothing reads and a folder that is called `~`."""
+    monkeypatch.chdir(tmp_path)
+    RunWriter.create("~/a", kind="train", name="a", config=OF_BEFORE).close()
+    tables = {name: table for name, table in OF_BEFORE.items() if name != "hash"}
+    plain = to_toml(resolve({}))
+    for table, keys in tables.items():
+        body = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+        plain = plain.replace(plain.split(f"[{table}]\n")[1].split("\n[")[0], body)
+    Path("~/a/config.toml").write_text(plain)
+    return Path("~/a/config.toml")
+
+
+def test_a_run_of_before_goes_on_whatever_is_refused_today(of_before):
+    by_hand = {
+        "model": {"network": "cifar_resnet", "depth": 8},
+        "data": {"source": "images", "path": "./~/pictures", "batch_size": 16},
+        "run": {"steps": 20, "folder": "./~/a"},
+    }
+    for config in (resolve(by_hand), read(of_before)):
+        writer, continued = begin(config, resume=True)
+        writer.close()
+        assert continued
+    for fixed, told in (
+        ("model.depth=14", r"model\.depth .* has 8, got 14"),
+        ("optimizer.clip=2.0", r"has 1\.0, got 2"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            begin(resolve(by_hand, [fixed]), resume=True)
+
+
+def test_the_file_of_a_run_of_before_gives_the_same_anew(of_before):
+    anew = read(of_before, ["run.folder=new"])
+    assert (anew.run.folder, anew.data.path, anew.model.dim, anew.optimizer.momentum) == (
+        "new",
+        "./~/pictures",
+        64,
+        0.9,
+    )
+    assert read(of_before, ["model.network=mlp"]).model.dim == 32, "what is read counts"
+    begun = of_before.read_text()
+    for was, now, told in (
+        ("dim = 32", "dim = 48", r"model\.dim belongs to"),
+        ('"~/a"', '"~/b"', "without the shell's ~, got '~/b'"),
+    ):
+        of_before.write_text(begun.replace(was, now))
+        with pytest.raises(UsageError, match=told):
+            read(of_before)
+    of_before.write_text(begun)
+    of_before.rename("config.toml")
+    with pytest.raises(UsageError, match=r"belongs to|without the shell"):
+        read("config.toml")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
 from levada.runs.reader import runs_in
 from levada.training.config import Config
-from levada.training.files import content_hash, differences, read, resolve, to_dict, to_toml
+from levada.training.files import content_hash, differences, read_tables, to_dict, to_toml
 
 __all__ = ["CONFIG", "Progress", "Record", "begin", "evaluations", "losses"]
 
@@ -141,24 +141,20 @@ def _require_examples(folder: Path, now: Mapping[str, Any] | None) -> Mapping[st
     return known
 
 
-def _began_with(folder: Path) -> Config | None:
-    """Return the configuration that a run began with; None where nothing says it.
+def _began_with(folder: Path) -> Mapping[str, Any] | None:
+    """Return the tables that a run began with; None where nothing says it.
 
-    The manifest's, which is written once: `config.toml` is what a user edits to go on with.
+    The manifest's, which is written once: `config.toml` is what a user edits to go on with. Today's rules are not asked
+    of them: no user could change what the manifest says.
     """
     tables = {name: table for name, table in Run(folder).manifest.config.items() if name != "hash"}
-    if tables:
-        return resolve(tables)
-    return read(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    return tables or (read_tables(folder / CONFIG) if (folder / CONFIG).is_file() else None)
 
 
-def _require_same(before: Config, now: Config, folder: Path) -> None:
-    changed = differences(before, now)
-    if changed:
-        table, key = changed[0].split(".")
-        was, came = to_dict(before)[table].get(key), to_dict(now)[table][key]
+def _require_same(before: Mapping[str, Any], now: Config, folder: Path) -> None:
+    for path, (was, came) in differences(before, now).items():
         raise UsageError(
-            f"train: {changed[0]} must stay what it is in a run that is continued: {folder} has {was!r}, got {came!r}. "
+            f"train: {path} must stay what it is in a run that is continued: {folder} has {was!r}, got {came!r}. "
             "Name another run.folder to begin anew."
         )
 
