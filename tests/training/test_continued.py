@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +145,24 @@ def test_a_run_of_before_that_says_nothing_of_its_data_says_it_from_its_continua
     for _ in range(2):
         assert list(losses(train(config, resume=True).run)) == [0, 1]
     assert [event["train"] for event in Run(tmp_path / "run").events("examples")] == [3600]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_whose_beginning_did_not_fit_on_the_disk_is_begun_again_in_the_same_process(
+    tmp_path, monkeypatch, resume
+):
+    config = small(tmp_path / "run")
+    if resume:
+        begin(config, resume=False)[0].close()
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("levada.training.record.write_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            train(config, resume=resume)
+    assert list(losses(train(config, resume=True).run)) == [0, 1]
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -82,11 +82,15 @@ def begin(
         _require_steps(folder, config.run.steps)
         known = _require_examples(folder, examples)
         writer = RunWriter.open(folder)
-    write_atomically(folder / CONFIG, to_toml(config).encode())
-    if launch:
-        writer.append("launched", name=launch)
-    if examples is not None and known is None:
-        writer.append("examples", **examples)
+    try:
+        write_atomically(folder / CONFIG, to_toml(config).encode())
+        if launch:
+            writer.append("launched", name=launch)
+        if examples is not None and known is None:
+            writer.append("examples", **examples)
+    except BaseException:
+        writer.close()  # nobody else has it, and this process would keep itself out
+        raise
     return writer, continued
 
 
