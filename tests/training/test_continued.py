@@ -139,6 +139,68 @@ def test_data_that_changed_are_refused(tmp_path, now, told):
         begun(resume=True)
 
 
+def of_text(folder, path, **how):
+    """Begin or continue a run on a text, as far as its first event."""
+    data = ["model.network=transformer", "data.source=text", "data.context=8", f"data.path={path}"]
+    told = described(load_data(Data("text", str(path), context=8))) if how.pop("tells", True) else None
+    writer, _ = begin(small(folder, *data), examples=told, **how)
+    writer.close()
+
+
+def test_the_same_data_may_lie_elsewhere_where_they_are_compared_themselves(tmp_path):
+    here, there = tmp_path / "here.txt", tmp_path / "there.txt"
+    for place in (here, there):
+        place.write_bytes(bytes(range(200)) * 20)
+    for run, tells in (("new", True), ("old", False)):
+        of_text(tmp_path / run, here, resume=False, tells=tells)
+    of_text(tmp_path / "new", there, resume=True)
+    with pytest.raises(UsageError, match=r"data\.path must stay what it is"):
+        of_text(tmp_path / "old", there, resume=True)
+    there.write_bytes(bytes(range(1, 201)) * 20)
+    with pytest.raises(UsageError, match=r"the data must stay what they are .* the checksum of the targets"):
+        of_text(tmp_path / "new", there, resume=True)
+
+
+@pytest.mark.parametrize("changed", [500, 199_500, None])
+def test_a_text_that_changed_where_no_target_is_looked_at_is_refused(tmp_path, changed):
+    text, content = tmp_path / "text.txt", bytearray(b"a" * 200_000)
+    text.write_bytes(content)
+    of_text(tmp_path / "run", text, resume=False)
+    if changed is None:
+        of_text(tmp_path / "run", text, resume=True)
+        return
+    content[changed] = ord("b")
+    text.write_bytes(content)
+    with pytest.raises(UsageError, match=r"the checksum of the files is [0-9a-f]{8} in .*run, got [0-9a-f]{8}"):
+        of_text(tmp_path / "run", text, resume=True)
+
+
+def test_a_run_whose_data_are_known_by_their_targets_alone_says_more_from_its_continuation_on(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"ab" * 2000)
+    of_text(tmp_path / "run", text, resume=False, tells=False)
+    told = described(load_data(Data("text", str(text), context=8)))
+    with RunWriter.open(tmp_path / "run") as writer:
+        writer.append("examples", **{key: value for key, value in told.items() if key != "content"})
+    for _ in range(2):
+        of_text(tmp_path / "run", text, resume=True)
+    assert [event.get("content") for event in Run(tmp_path / "run").events("examples")] == [None, told["content"]]
+
+
+def test_hidden_files_that_a_run_of_before_read_are_told(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in ("one.txt", "._one.txt"):
+        (texts / name).write_bytes(b"ab" * 500)
+    of_text(tmp_path / "old", texts, resume=False, tells=False)
+    of_text(tmp_path / "new", texts, resume=False)
+    of_text(tmp_path / "new", texts, resume=True)
+    with pytest.raises(UsageError, match=r"hidden files among them, which were read when .*old began .* is 1\. Take"):
+        of_text(tmp_path / "old", texts, resume=True)
+    (texts / "._one.txt").unlink()
+    of_text(tmp_path / "old", texts, resume=True)
+
+
 def test_a_run_of_before_that_says_nothing_of_its_data_says_it_from_its_continuation_on(tmp_path):
     config = small(tmp_path / "run")
     begin(config, resume=False)[0].close()
@@ -169,9 +231,16 @@ def test_a_run_whose_beginning_did_not_fit_on_the_disk_is_begun_again_in_the_sam
 def test_every_process_must_read_the_same(same):
     source = load_data(Data())
     first = described(source) if same else {**described(source), "train": 3599}
-    others = SimpleNamespace(agree=lambda ask: first, any=bool)
+    asked = []
+
+    def any_of(here, elsewhere=False):
+        asked.append(here)
+        return here or elsewhere
+
+    others = SimpleNamespace(agree=lambda ask: first, any=any_of)
     if same:
         assert _described(source, others) == first
-    else:
-        with pytest.raises(UsageError, match=r"the data must be the same in every process"):
-            _described(source, others)
+        others.any = lambda here: any_of(here, elsewhere=True)  # a third process reads other data
+    with pytest.raises(UsageError, match=r"the data must be the same in every process"):
+        _described(source, others)
+    assert asked == ([False, False] if same else [True])
