@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
 from levada.training.config import Data
-from levada.training.data import load_data, require_batch
+from levada.training.data import Examples, Source, described, load_data, require_batch
 
 image = pytest.importorskip("PIL.Image")
 
@@ -114,8 +115,59 @@ def test_what_a_system_puts_beside_images_is_none_of_them(tmp_path):
     pictures(tmp_path)
     (tmp_path / "cat" / "._0.png").write_bytes(b"of the Finder")
     (tmp_path / "cat" / "more.png").mkdir()
+    (tmp_path / "dog" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "dog" / ".ipynb_checkpoints" / "1.png").write_bytes((tmp_path / "dog" / "1.png").read_bytes())
+    (tmp_path / "dog" / ".notes.tif").touch()
     source = load_data(Data("images", str(tmp_path), held_out=0.2))
-    assert source.train.num + source.held_out.num == 6
+    assert (source.train.num + source.held_out.num, source.hidden) == (6, 2)
+
+
+def test_what_is_hidden_or_never_ends_is_no_text(tmp_path):
+    home = tmp_path / ".data"  # which the user named
+    home.mkdir()
+    texts(home, b"a" * 200)
+    (home / "._0.txt").write_bytes(b"of the Finder" * 20)
+    (home / ".git").mkdir()
+    (home / ".git" / "1.txt").write_bytes(b"b" * 200)
+    os.mkfifo(home / "pipe.txt")
+    writer = os.open(home / "pipe.txt", os.O_RDWR | os.O_NONBLOCK)  # without which to open it never ends
+    source = load_data(Data("text", str(home), context=8))
+    os.close(writer)
+    assert (source.train.num, source.hidden, source.files) == (180 - 8, 2, (home / "0.txt",))
+
+
+def test_data_are_told_apart_by_targets_over_all_of_them():
+    def of(*changed):
+        targets = torch.zeros(3200)
+        targets[list(changed)] = 1
+        return described(Source(Examples(3200, lambda index: (index, targets[index])), Examples(1, None), (), 2))
+
+    assert of(1510) == of(1550) == of(), "32 places of 3,200 are looked at"
+    assert len({of(place)["targets"] for place in range(0, 3200, 100)}) == 32
+
+
+def test_a_file_that_is_not_looked_into_is_told_apart_by_its_size(tmp_path):
+    files = [tmp_path / f"{number:02}.png" for number in range(64)]
+    for file in files:
+        file.write_bytes(b"a" * 100)
+    examples = Examples(64, lambda index: (index, index))
+    contents = []
+    for content in (b"a" * 100, b"b" * 100, b"b" * 101):
+        files[1].write_bytes(content)
+        contents.append(described(Source(examples, examples, (1, 2, 2), 2, tuple(files)))["content"])
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_images_are_told_apart_by_their_sizes_and_the_bytes_of_some(tmp_path):
+    data = pictures(tmp_path)
+    told = described(load_data(data))
+    file = tmp_path / "dog" / "3.png"
+    whole = file.read_bytes()
+    for other in (whole + b" ", bytes([*whole[:-1], whole[-1] ^ 1])):
+        file.write_bytes(other)
+        changed = described(load_data(data))
+        assert changed["content"] != told["content"]
+        assert {**changed, "content": told["content"]} == told
 
 
 def test_grey_images_have_one_channel(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, Literal, final
@@ -22,6 +22,7 @@ __all__ = [
     "Schedule",
     "Watch",
     "left_out",
+    "unread",
 ]
 
 FREE: Final = (
@@ -327,14 +328,26 @@ class Config:
             raise UsageError('train: schedule.decay must be at least 1 for schedule.name "stable_decay", got 0.')
 
 
+def unread(value: Callable[[str], Any]) -> list[str]:
+    """Return the paths of the keys that nothing reads beside the others.
+
+    Args:
+        value: gives the value of a key's path.
+
+    Example:
+        >>> unread({"model.network": "cifar_resnet"}.get)[0]
+        'model.dim'
+    """
+    return [path for path, (other, values) in _BELONGS.items() if value(other) not in values]
+
+
 def _require_used(config: Config) -> None:
     """Raise if a key is set that nothing reads."""
-    for path, (other, values) in _BELONGS.items():
-        table, key = path.split(".")
-        came = attrgetter(other)(config)
+    for path in unread(lambda one: attrgetter(one)(config)):
+        (table, key), (other, values) = path.split("."), _BELONGS[path]
         default = type(getattr(config, table)).__dataclass_fields__[key].default
-        if came not in values and attrgetter(path)(config) != default:
-            belongs = " or ".join(f'"{value}"' for value in values)
+        if attrgetter(path)(config) != default:
+            belongs, came = " or ".join(f'"{value}"' for value in values), attrgetter(other)(config)
             raise UsageError(f'train: {path} belongs to {other} {belongs}, and that is "{came}". Leave it out.')
     if config.precision.compute == "float32" and config.parallel.gather == "bfloat16":
         raise UsageError(

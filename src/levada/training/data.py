@@ -7,7 +7,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -22,7 +22,8 @@ __all__ = ["Examples", "Source", "described", "load_data", "require_batch"]
 
 _IMAGES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _OTHER_IMAGES: Final = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff")
-_DESCRIBED: Final = 32  # examples whose targets tell data from others
+_DESCRIBED: Final = 32  # examples whose targets, and images whose bytes, tell data from others
+_END: Final = 65_536  # bytes of both ends of a file that is looked at
 
 
 @final
@@ -49,12 +50,16 @@ class Source:
         held_out: what it is evaluated on.
         shape: of one input; `()` for each token of a text.
         outputs: number of classes, or of tokens.
+        files: what is read at `data.path` of texts and images, in the order of the examples.
+        hidden: how many texts or images there are hidden, and not read.
     """
 
     train: Examples
     held_out: Examples
     shape: tuple[int, ...]
     outputs: int
+    files: tuple[Path, ...] = ()
+    hidden: int = 0
 
 
 def load_data(data: Data) -> Source:
@@ -100,9 +105,10 @@ def load_data(data: Data) -> Source:
 
 
 def described(source: Source) -> dict[str, Any]:
-    """Say of data what tells others from them: how many examples, their shape, and a checksum of some targets.
+    """Say of data what tells others from them: how many examples, their shape, a checksum of some targets and of files.
 
-    Targets are whole numbers, which every machine reads alike; pixels hang on who decodes them.
+    Targets are whole numbers, which every machine reads alike; pixels hang on who decodes them. Of texts and images
+    the checksum "content" is of the sizes of all files, and of the first and last 64 KiB of each text and of 32 images.
 
     Args:
         source: the data.
@@ -116,13 +122,31 @@ def described(source: Source) -> dict[str, Any]:
     """
     chosen = torch.arange(_DESCRIBED) * source.train.num // _DESCRIBED
     targets = source.train.take(chosen)[1].contiguous().to(torch.int64)
-    return {
+    said = {
         "train": source.train.num,
         "held_out": source.held_out.num,
         "shape": list(source.shape),
         "outputs": source.outputs,
         "targets": f"{zlib.crc32(targets.numpy().astype('<i8').tobytes()):08x}",
     }
+    if source.files:
+        said |= {"content": _content(source.files, _DESCRIBED if source.shape else len(source.files))}
+    return said | ({"hidden": source.hidden} if source.hidden else {})
+
+
+def _content(files: Sequence[Path], looked_at: int) -> str:
+    """Return the CRC-32 of the sizes of files, and of the ends of some that are spread over them."""
+    chosen = {number * len(files) // looked_at for number in range(looked_at)}
+    crc = 0
+    for number, path in enumerate(files):
+        size = path.stat().st_size
+        crc = zlib.crc32(f"{size} ".encode(), crc)
+        if number in chosen:
+            with path.open("rb") as file:
+                crc = zlib.crc32(file.read(_END), crc)
+                file.seek(max(size - _END, 0))
+                crc = zlib.crc32(file.read(_END), crc)
+    return f"{crc:08x}"
 
 
 def require_batch(data: Data, source: Source) -> None:
@@ -159,6 +183,8 @@ def _divided(
 
 
 def _text(data: Data) -> Source:
+    files: list[Path] = []
+    hidden = 0
     if data.source == "king_james":
         from levada.study.data import king_james
 
@@ -169,7 +195,7 @@ def _text(data: Data) -> Source:
         if not 0 < data.held_out < 1:
             rule = "train: data.held_out must leave some of a text to train on and some to evaluate on"
             raise UsageError(f"{rule}, got {data.held_out}. Leave it out for the default, 0.1.")
-        files = _files(Path(data.path))
+        files, hidden = _texts(Path(data.path))
         if not any(path.stat().st_size for path in files):
             what = "is empty" if len(files) == 1 else f"holds {len(files)} .txt files, all empty"
             raise UsageError(f"train: data.path must name a text; {data.path!r} {what}. Name another.")
@@ -183,16 +209,29 @@ def _text(data: Data) -> Source:
         _windows(kept, data.context, "held out"),
         (),
         vocabulary,
+        tuple(files),
+        hidden,
     )
 
 
-def _files(path: Path) -> list[Path]:
+def _texts(path: Path) -> tuple[list[Path], int]:
+    """Return the texts that a path names, and how many are hidden."""
     folder = path.is_dir()
-    found = sorted(one for one in path.rglob("*.txt") if not one.is_dir()) if folder else [path]
+    found, hidden = _seen(path, "*.txt") if folder else ([path], [])
     if not found or not (folder or path.is_file()):
         what = "holds no .txt file" if folder else "is neither" if path.exists() else "does not exist"
         raise UsageError(f"train: data.path must name a text file or a folder of .txt files; {str(path)!r} {what}.")
-    return found
+    return found, len(hidden)
+
+
+def _seen(folder: Path, pattern: str) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder and those below it, sorted, and apart the hidden ones and what hidden folders hold.
+
+    A link that leads nowhere is among them, so that it is told; a pipe or a device is none, which may never end.
+    """
+    files = sorted(one for one in folder.rglob(pattern) if one.is_file() or not one.exists())
+    hidden = {one for one in files if any(part.startswith(".") for part in one.relative_to(folder).parts)}
+    return [one for one in files if one not in hidden], sorted(hidden)
 
 
 def _mapped(path: Path) -> Tensor:
@@ -233,12 +272,11 @@ def _images(data: Data) -> Source:
     if not folder.is_dir():
         raise UsageError(f"train: data.path must name a folder with a folder for each class, got {str(folder)!r}.")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = [
-        (path, label)
-        for label, home in enumerate(classes)
-        for path in sorted(home.rglob("*"))
-        if path.suffix.lower() in (*_IMAGES, *_OTHER_IMAGES) and not (path.name.startswith(".") or path.is_dir())
-    ]
+    files, hidden = [], 0
+    for label, home in enumerate(classes):
+        seen, unseen = _seen(home, "*")
+        files += [(path, label) for path in seen if path.suffix.lower() in (*_IMAGES, *_OTHER_IMAGES)]
+        hidden += sum(path.suffix.lower() in _IMAGES for path in unseen)
     other = next((path for path, _ in files if path.suffix.lower() in _OTHER_IMAGES), None)
     if other is not None:
         known = ", ".join(_IMAGES)
@@ -250,14 +288,16 @@ def _images(data: Data) -> Source:
             f"train: data.path must hold two folders of images or more, a class each, got {came}. Put the images of "
             "each class into a folder of its own."
         )
-    shape = _common_shape(image, [path for path, _ in files])
+    paths = tuple(path for path, _ in files)
+    shape = _common_shape(image, paths)
     targets = torch.tensor([label for _, label in files])
 
     def take(index: Tensor) -> tuple[Tensor, Tensor]:
         pixels = torch.stack([_pixels(image, files[number][0], shape) for number in index.tolist()])
         return pixels.float() / 127.5 - 1, targets[index]
 
-    return _divided(len(files), data.held_out, take, shape, len(classes))
+    source = _divided(len(files), data.held_out, take, shape, len(classes))
+    return replace(source, files=paths, hidden=hidden)
 
 
 def _reader() -> Any:

@@ -16,13 +16,27 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from levada._errors import UsageError
 from levada._names import meant, nearest
-from levada.training.config import FIXED, FREE, Config, left_out
+from levada.training.config import FIXED, FREE, Config, left_out, unread
 
-__all__ = ["content_hash", "devices", "differences", "fitting", "read", "resolve", "settings", "to_dict", "to_toml"]
+__all__ = [
+    "content_hash",
+    "devices",
+    "differences",
+    "fitting",
+    "read",
+    "read_tables",
+    "resolve",
+    "settings",
+    "to_dict",
+    "to_toml",
+]
 
 
 def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
     """Read a configuration from a TOML file.
+
+    In the `config.toml` of a run stands what an earlier levada took: of what the run began with, a key that nothing
+    reads is left out, and a path with a `~` is that of a folder which is called so.
 
     Args:
         path: the file.
@@ -33,8 +47,25 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
             key's path, what came and, where one is near, the name that was meant.
     """
     file = Path(path)
+    filled = _filled(read_tables(file), changes)
+    if file.name == "config.toml" and (file.parent / "run.json").is_file():
+        _take_as_began(filled, file.parent)
+    made: Config = _build(Config, filled, "")
+    return made
+
+
+def read_tables(path: str | Path) -> dict[str, Any]:
+    """Read the tables of a TOML file, whatever they hold.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UsageError: if the file cannot be read or is not TOML.
+    """
+    file = Path(path)
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors of Windows begin files with a mark
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors of Windows begin files with a mark
     except OSError as error:
         own = file / "config.toml"
         advice = f"Of a run, give the file in it: {own}" if own.is_file() else "Give a TOML file."
@@ -45,7 +76,6 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Config:
             type(error), str(error)
         )
         raise UsageError(f"train: {str(file)!r} is not TOML: {why}.{advice}") from error
-    return resolve(tables, changes)
 
 
 def resolve(tables: Mapping[str, Any], changes: Sequence[str] = ()) -> Config:
@@ -65,11 +95,34 @@ def resolve(tables: Mapping[str, Any], changes: Sequence[str] = ()) -> Config:
         Traceback (most recent call last):
         levada._errors.UsageError: train: model.dept is not a key; did you mean model.depth?
     """
+    made: Config = _build(Config, _filled(tables, changes), "")
+    return made
+
+
+def _filled(tables: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     filled = {name: dict(t) if isinstance(t, Mapping) else t for name, t in tables.items()}
     for change in changes:
         _change(filled, change)
-    made: Config = _build(Config, filled, "")
-    return made
+    return filled
+
+
+def _take_as_began(filled: dict[str, Any], folder: Path) -> None:
+    """Make what a run began with, and its own file says, such as it is written today."""
+    from levada.runs.manifest import read_manifest
+
+    try:
+        began = _flat(read_manifest(folder).config)
+    except UsageError:  # of a damaged run, whoever opens it says that
+        return
+    flat = _flat(filled)
+    known = {**_flat(to_dict(Config())), **flat}
+    kept = {path for path, value in flat.items() if path in began and began[path] == value}
+    for path in kept.intersection(unread(known.get)):
+        table, key = path.split(".")
+        del filled[table][key]
+    for table, key in (("run", "folder"), ("data", "path")):
+        if f"{table}.{key}" in kept and str(filled[table][key]).startswith("~"):
+            filled[table][key] = f"./{filled[table][key]}"
 
 
 def _change(tables: dict[str, Any], change: str) -> None:
@@ -238,9 +291,15 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
+def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of tables by path; what is no table is left out."""
+    inner = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
+    return {f"{name}.{key}": value for name, table in inner.items() for key, value in table.items()}
+
+
 def _fixed(config: Config) -> dict[str, Any]:
     """Return what says what a step computes, by path."""
-    flat = {f"{name}.{key}": value for name, table in to_dict(config).items() for key, value in table.items()}
+    flat = _flat(to_dict(config))
     free = {path for path in flat if path not in FIXED and (path in FREE or path.split(".")[0] in FREE)}
     return {path: value for path, value in flat.items() if path not in free}
 
@@ -259,15 +318,23 @@ def content_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(_fixed(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(one: Config, other: Config) -> list[str]:
-    """Return the paths of the keys that must not change between a run and its continuation, and do.
+def differences(before: Mapping[str, Any], now: Config) -> dict[str, tuple[Any, Any]]:
+    """Return what must not change between a run and its continuation, and does: by path, what it was and what came.
 
     Args:
-        one: a configuration.
-        other: another one.
+        before: the tables that the run began with. They may be of an earlier levada: they are compared as they are, a
+            key that it did not know had its default, and one that nothing reads may have been anything.
+        now: the configuration of the continuation.
+
+    Example:
+        >>> differences({"run": {"seed": 1}}, Config())
+        {'run.seed': (1, 0)}
     """
-    before, after = _fixed(one), _fixed(other)
-    return [path for path in after if after[path] != before.get(path)]
+    after, was = _fixed(now), {**_fixed(Config()), **_flat(before)}
+    same = unread(_flat(to_dict(now)).get)
+    if was["data.path"] and after["data.path"] and Path(str(was["data.path"])) == Path(after["data.path"]):
+        same.append("data.path")  # ./~/texts is ~/texts of before
+    return {path: (was[path], after[path]) for path in after if was[path] != after[path] and path not in same}
 
 
 def settings(kind: Any) -> list[tuple[str, str, str]]:

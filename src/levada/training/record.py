@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TextIO, final
@@ -15,7 +15,7 @@ from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
 from levada.runs.reader import runs_in
 from levada.training.config import Config
-from levada.training.files import content_hash, differences, read, resolve, to_dict, to_toml
+from levada.training.files import content_hash, differences, read_tables, to_dict, to_toml
 
 __all__ = ["CONFIG", "Progress", "Record", "begin", "evaluations", "losses"]
 
@@ -29,6 +29,7 @@ _EXAMPLES: Final = {
     "shape": "the shape of an example is",
     "outputs": "the number of classes or tokens is",
     "targets": "the checksum of the targets is",
+    "content": "the checksum of the files is",
 }
 
 
@@ -59,7 +60,7 @@ def begin(
     """
     folder = Path(config.run.folder)
     continued = (folder / "run.json").exists()
-    known = None
+    known: Mapping[str, Any] = {}
     if continued and restarted:
         resume = _is_of(folder, launch) or resume
     if not continued:
@@ -77,16 +78,22 @@ def begin(
     elif not resume:
         raise UsageError(f"train: run.folder {str(folder)!r} holds a run. Continue it with --resume, or name another.")
     else:
+        known = {key: value for event in Run(folder).events("examples") for key, value in event.items()}
         if (began := _began_with(folder)) is not None:
-            _require_same(began, config, folder)
+            # Data that are compared themselves may lie elsewhere.
+            _require_same(began, config, folder, free=("data.path",) if known and examples is not None else ())
         _require_steps(folder, config.run.steps)
-        known = _require_examples(folder, examples)
+        _require_examples(known, examples, folder)
         writer = RunWriter.open(folder)
-    write_atomically(folder / CONFIG, to_toml(config).encode())
-    if launch:
-        writer.append("launched", name=launch)
-    if examples is not None and known is None:
-        writer.append("examples", **examples)
+    try:
+        write_atomically(folder / CONFIG, to_toml(config).encode())
+        if launch:
+            writer.append("launched", name=launch)
+        if examples is not None and not examples.keys() <= known.keys():
+            writer.append("examples", **examples)
+    except BaseException:
+        writer.close()  # nobody else has it, and this process would keep itself out
+        raise
     return writer, continued
 
 
@@ -128,37 +135,40 @@ def _require_steps(folder: Path, steps: int) -> None:
         )
 
 
-def _require_examples(folder: Path, now: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return what a run says of its data, None if it says nothing; raise if the data are other ones now."""
-    known: Mapping[str, Any] | None = next(iter(Run(folder).events("examples")), None)
-    if known is not None and now is not None:
-        for key, what in _EXAMPLES.items():
-            if known.get(key) != now[key]:
-                raise UsageError(
-                    f"train: the data must stay what they are in a run that is continued: {what} {known.get(key)} in "
-                    f"{folder}, got {now[key]}. Put them back as they were, or name another run.folder to begin anew."
-                )
-    return known
+def _require_examples(known: Mapping[str, Any], now: Mapping[str, Any] | None, folder: Path) -> None:
+    """Raise if the data are other ones than those of which a run says something."""
+    if now is None:
+        return
+    rule = "train: the data must stay what they are in a run that is continued"
+    if not known and now.get("hidden"):  # begun by a levada that read them
+        raise UsageError(
+            f"{rule}: the number of hidden files among them, which were read when {folder} began and are not now, is "
+            f"{now['hidden']}. Take them out to go on without them, or name another run.folder to begin anew."
+        )
+    for key, what in _EXAMPLES.items():
+        if key in known and known[key] != now.get(key):
+            raise UsageError(
+                f"{rule}: {what} {known[key]} in {folder}, got {now.get(key)}. Put them back as they were, or name "
+                "another run.folder to begin anew."
+            )
 
 
-def _began_with(folder: Path) -> Config | None:
-    """Return the configuration that a run began with; None where nothing says it.
+def _began_with(folder: Path) -> Mapping[str, Any] | None:
+    """Return the tables that a run began with; None where nothing says it.
 
-    The manifest's, which is written once: `config.toml` is what a user edits to go on with.
+    The manifest's, which is written once: `config.toml` is what a user edits to go on with. Today's rules are not asked
+    of them: no user could change what the manifest says.
     """
     tables = {name: table for name, table in Run(folder).manifest.config.items() if name != "hash"}
-    if tables:
-        return resolve(tables)
-    return read(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    return tables or (read_tables(folder / CONFIG) if (folder / CONFIG).is_file() else None)
 
 
-def _require_same(before: Config, now: Config, folder: Path) -> None:
-    changed = differences(before, now)
-    if changed:
-        table, key = changed[0].split(".")
-        was, came = to_dict(before)[table].get(key), to_dict(now)[table][key]
+def _require_same(before: Mapping[str, Any], now: Config, folder: Path, *, free: Sequence[str]) -> None:
+    for path, (was, came) in differences(before, now).items():
+        if path in free:
+            continue
         raise UsageError(
-            f"train: {changed[0]} must stay what it is in a run that is continued: {folder} has {was!r}, got {came!r}. "
+            f"train: {path} must stay what it is in a run that is continued: {folder} has {was!r}, got {came!r}. "
             "Name another run.folder to begin anew."
         )
 
