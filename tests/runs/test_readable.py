@@ -13,6 +13,7 @@ from levada.cli import main
 from levada.runs import RunWriter, SignalWriter, doctor
 from levada.runs.codes import encode
 from levada.runs.exporters import export
+from levada.runs.reader import require_readable
 from levada.watching import Continue
 
 
@@ -31,7 +32,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, forbidden: Path) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != forbidden and access(path, mode))
 
 
-@pytest.mark.parametrize("part", ["run.json", "events.log", "bundles", "signals", "signals/rank-00000", "full"])
+@pytest.mark.parametrize("part", ["", "run.json", "events.log", "bundles", "signals", "signals/rank-00000", "full"])
 def test_what_may_not_be_read_is_named_and_not_called_gone(
     tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,8 +41,49 @@ def test_what_may_not_be_read_is_named_and_not_called_gone(
     assert doctor(run).healthy
     forbid(monkeypatch, forbidden)
     for look in (doctor, lambda path: export(path, "tensorboard", tmp_path / "out")):
-        with pytest.raises(UsageError, match=f"{forbidden.name} is not for this user"):
+        with pytest.raises(UsageError, match=f"{forbidden.name if part else 'its folder'} is not for this user"):
             look(run)
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, access = write(tmp_path / "run"), os.access
+    closed = run / "signals" / "rank-00000"
+    monkeypatch.setattr(os, "access", lambda p, mode: access(p, mode) and not (Path(p) == closed and mode & os.X_OK))
+    with pytest.raises(UsageError, match="rank-00000 is not for this user"):
+        doctor(run)
+
+
+@pytest.mark.parametrize("name", ["writer.lock", ".full-000002.17"])
+def test_what_no_reader_reads_may_be_closed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write(tmp_path / "run")
+    (run / "signals" / "rank-00000" / name).touch()
+    forbid(monkeypatch, run / "signals" / "rank-00000" / name)
+    assert doctor(run).healthy
+
+
+@pytest.mark.parametrize("part", ["signals/rank-00000/tail-000009.log", "bundles"])
+def test_what_a_writer_removes_or_makes_meanwhile_is_no_matter_of_permission(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, access, asked = write(tmp_path / "run"), os.access, list[Path]()
+    (run / "bundles").rmdir()
+    (run / "signals" / "rank-00000" / "tail-000009.log").touch()
+
+    def meanwhile(path: Path, mode: int) -> bool:
+        if path == run / part and not asked:
+            asked.append(path)
+            if path.exists():
+                path.unlink()
+            else:
+                path.mkdir()
+                return False  # as it was before
+        return access(path, mode)
+
+    monkeypatch.setattr(os, "access", meanwhile)
+    require_readable(run)
+    assert asked == [run / part]
 
 
 def test_others_are_looked_at_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

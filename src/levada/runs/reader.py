@@ -194,14 +194,21 @@ def require_readable(folder: Path) -> None:
         UsageError: if so; it names the file or folder.
     """
     signals = folder / "signals"
-    parts = [folder / MANIFEST, folder / LOG, folder / BUNDLES, signals]
+    parts = [folder, folder / MANIFEST, folder / LOG, folder / BUNDLES, signals]
     parts += [Path(base, name) for base, below, files in os.walk(signals) for name in (*below, *files)]
     for path in parts:
-        if path.name != NAME and path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        if path.name == NAME or (path.name.startswith(".") and path != folder):  # who writes, and what is half written
+            continue
+        # A writer lets go of files, and makes some, between two questions.
+        if not _may_read(path) and path.exists() and not _may_read(path):
+            named = "its folder" if path == folder else path.relative_to(folder)
             raise UsageError(
-                f"{folder}: a run is read by who may read all of it, and {path.relative_to(folder)} is not for this "
-                "user. Ask its owner."
+                f"{folder}: a run is read by who may read all of it, and {named} is not for this user. Ask its owner."
             )
+
+
+def _may_read(path: Path) -> bool:
+    return os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
 
 
 def find_runs(root: str | Path, *, whole: bool = True) -> list[Path]:
