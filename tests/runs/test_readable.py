@@ -131,12 +131,13 @@ def test_a_folder_that_cannot_be_listed_is_told_and_no_run_beside_it_is_left_out
 
 def test_a_reader_of_the_output_that_ends_is_no_fault_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("first", "second"):
-        write(tmp_path / name)
+        with (write(tmp_path / name) / "events.log").open("ab") as log:
+            log.write(b"torn")  # so that each has something to say before it is looked at
 
-    def ended(*words: Any, **options: Any) -> None:
-        raise BrokenPipeError
+    def ended(sentence: str, *, stderr: bool = False) -> None:
+        if not stderr:
+            raise BrokenPipeError
 
-    (tmp_path / "first" / "run.json").write_bytes(b"")
     monkeypatch.setattr("levada.commands.runs.tell", ended)
     with pytest.raises(BrokenPipeError):
         doctor_command(Namespace(run=str(tmp_path), reseal=True))
