@@ -20,7 +20,7 @@ __all__ = ["main"]
 UNMEASURED, INTERRUPTED = 3, 130
 # As PyTorch says it of a CPU, of a GPU, and on Windows.
 _NO_MEMORY = re.compile("can't allocate memory|out of memory|not enough memory")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 # What the user of a command can do where a run is in the way of a new one.
 TAKEN = {
     "train": "Name another run.folder, or continue the run with --resume.",

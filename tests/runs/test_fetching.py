@@ -59,6 +59,33 @@ def test_a_tail_that_is_sealed_while_it_is_copied_is_looked_for_again(
     assert copied.count("sites") == 2  # the table and its copy, once each
 
 
+def test_a_file_that_is_gone_is_not_taken_for_there_because_it_was_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunWriter.create(tmp_path / "run", kind="watch", name="mine").close()
+    (tmp_path / "run" / "tail").write_text("x", encoding="utf-8")
+    upload(tmp_path / "run", URL)
+    find, exists, listed, copied = MemoryFileSystem.find, MemoryFileSystem.exists, set[str](), list[str]()
+
+    def find_and_keep(self: Any, path: str, **options: Any) -> Any:
+        found = find(self, path, **options)
+        listed.update(found)
+        return found
+
+    def remove(path: str) -> None:
+        copied.append(path.rsplit("/", 1)[-1])
+        if path.endswith("/tail"):
+            MemoryFileSystem.store.pop(path)
+
+    # As the file system of S3, which answers from what it has listed.
+    monkeypatch.setattr(MemoryFileSystem, "find", find_and_keep)
+    monkeypatch.setattr(MemoryFileSystem, "exists", lambda self, path: path in listed or exists(self, path))
+    monkeypatch.setattr(MemoryFileSystem, "invalidate_cache", lambda self, path=None: listed.clear())
+    before_copying(monkeypatch, remove)
+    assert Run(URL).manifest.name == "mine"
+    assert copied == ["events.log", "tail", "run.json"]
+
+
 def test_a_file_that_is_listed_and_never_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RunWriter.create(tmp_path / "run", kind="watch", name="mine").close()
     upload(tmp_path / "run", URL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from levada._errors import UsageError
 from levada.runs import Run, RunWriter, SignalWriter, doctor, packed, parquet, reseal, tail
 from levada.runs.codes import encode
 from levada.runs.manifest import MANIFEST
+from levada.runs.segments import Cut
+from levada.runs.tail import NewerError, Samples
 
 SITES = [{"name": "a"}, {"name": "b"}]
 
@@ -66,6 +69,32 @@ def test_a_tail_of_a_newer_levada_is_left_by_who_goes_on(tmp_path: Path, monkeyp
     assert (writer.problem, "of schema 2" in str(writer.left)) == (None, True)
     assert contents(tmp_path).items() >= before.items()
     assert Run(tmp_path).signals().read("x") == [[4.0, 8.0]]
+
+
+def test_a_newer_tail_beside_the_file_that_it_was_sealed_to_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_newer(tmp_path, "parquet", monkeypatch, sealed=False)
+    (tail_there,) = tmp_path.rglob("tail-*.log")
+    newer = tail_there.read_bytes()
+    tail_there.unlink()
+    with SignalWriter(tmp_path, sites=SITES, signals=["x"]) as writer:
+        writer.append(0, 0.0, encode([1.0, 2.0]))
+    assert [path.name[:15] for path in tmp_path.rglob("samples-*")] == [f"samples-{tail_there.stem[5:]}-"]
+    tail_there.write_bytes(newer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        SignalWriter(tmp_path, sites=SITES, signals=["x"]).close()
+    assert tail_there.read_bytes() == newer
+
+
+def test_codes_of_a_newer_file_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "SCHEMA", 2)
+        samples = Samples(0, array("q", [7]))
+        content = packed.pack_planes("full", samples, [array("h", [1])], ["x"], [{"name": "a"}])
+    with pytest.raises(NewerError, match="of schema 2"):
+        list(packed.unpack_planes(content, Cut.of("full", [7], 1), 0, range(1)))
 
 
 def test_steps_are_not_taken_from_a_newer_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

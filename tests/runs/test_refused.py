@@ -19,12 +19,12 @@ WRITE = os.write
 class Full:
     """Takes a few bytes of what is written, then has no more room."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def __init__(self, room: int, reason: int = errno.ENOSPC) -> None:
+        self.room, self.reason = room, reason
 
     def __call__(self, descriptor: int, data: Any) -> int:
         if not self.room:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.reason, "No space left on device")
         taken = WRITE(descriptor, data[: self.room])
         self.room -= taken
         return taken
@@ -78,11 +78,16 @@ def test_no_reader_sees_a_tail_that_does_not_begin_as_one(tmp_path: Path, monkey
     assert Run(tmp_path).signals().read("x") == [[1.0]]
 
 
-def test_a_full_disk_is_no_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+@pytest.mark.parametrize("reason", ["ENOSPC", "EDQUOT", "EFBIG"])
+def test_a_full_disk_is_no_defect(
+    tmp_path: Path, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not hasattr(errno, reason):
+        pytest.skip(f"this system has no {reason}")
     RunWriter.create(tmp_path, kind="check", name="mine").close()
     with (tmp_path / "events.log").open("ab") as log:
         log.write(b"torn")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", Full(0))
+        patch.setattr(os, "write", Full(0, getattr(errno, reason)))
         assert main(["doctor", "--reseal", str(tmp_path)]) == 2
     assert "Make room, or write to another disk." in capsys.readouterr().err

@@ -18,23 +18,27 @@ def report(options: argparse.Namespace) -> int:
     from levada.runs import Run, find_runs
     from levada.runs.reader import require_readable
 
-    runs, unreadable = [], False
-    for path in [path for root in options.runs for path in find_runs(root)]:
+    runs, unlisted = [], list[OSError]()
+    found = [path for root in options.runs for path in find_runs(root, onerror=unlisted.append)]
+    told = [_unlisted(error) for error in unlisted]
+    for path in found:
         try:
             require_readable(path)
             runs.append(Run(path))
-        except UsageError as error:
-            unreadable = True
-            tell(f"{error} The page is without it.", stderr=True)
+        except (UsageError, OSError) as error:
+            told.append(_unread(path, error))
+    for sentence in told:
+        tell(f"{sentence} The page is without it.", stderr=True)
+    unreadable = bool(told)
     if not runs and unreadable:
         raise UsageError(f"No run in {', '.join(options.runs)} can be read. Try: levada doctor {options.runs[0]}")
     if not runs:
         raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada run train.py")
     damaged, open_ends = write_page(runs, options.output)
     FINISHED.append(options.output)
-    for where, told in damaged.items():
-        more = f" And {len(told) - 1} more, on the page." if len(told) > 1 else ""
-        tell(f"{where} is damaged: {told[0]}{more} Look at all of it: levada doctor {where}", stderr=True)
+    for where, damages in damaged.items():
+        more = f" And {len(damages) - 1} more, on the page." if len(damages) > 1 else ""
+        tell(f"{where} is damaged: {damages[0]}{more} Look at all of it: levada doctor {where}", stderr=True)
     for where, recorded in open_ends.items():
         tell(f"{where} is {recorded}.", stderr=True)
     if page_script() is None and any(run.manifest.kind != "study" for run in runs):
@@ -52,19 +56,36 @@ def doctor(options: argparse.Namespace) -> int:
     if options.reseal and is_remote(options.run):
         raise UsageError(f"{options.run}: signals are sealed again where they lie, in a folder. Give the folder.")
     root = local(options.run)
-    healthy = True
-    runs = find_runs(root, whole=False) or [root]
-    for path in runs:
+    unlisted = list[OSError]()
+    found = find_runs(root, whole=False, onerror=unlisted.append)
+    for error in unlisted:
+        tell(f"{_unlisted(error)} Runs in it are not looked at.", stderr=True)
+    if unlisted and not found:
+        raise UsageError(f"{root}: there is no run in what can be listed of it.")
+    healthy = not unlisted
+    for path in found or [root]:
         try:
             for sentence in reseal(path) if options.reseal else ():
                 tell(f"{path}: {sentence}")
             examined = examine(path)
-        except UsageError as error:
-            if len(runs) == 1:
+        except BrokenPipeError:
+            raise
+        except (UsageError, OSError) as error:
+            if len(found) <= 1 and not unlisted:
                 raise
-            tell(str(error), stderr=True)  # the others are looked at all the same
+            tell(_unread(path, error), stderr=True)  # the others are looked at all the same
             healthy = False
             continue
         tell(str(examined))
         healthy &= examined.healthy
     return QUIET if healthy else FIRED
+
+
+def _unlisted(error: OSError) -> str:
+    return f"{error.filename}: this folder cannot be listed ({error.strerror}). Ask its owner."
+
+
+def _unread(path: Path, error: UsageError | OSError) -> str:
+    if isinstance(error, UsageError):
+        return str(error)
+    return f"{path}: {error.filename or 'a part of it'} cannot be used: {error.strerror or error}."

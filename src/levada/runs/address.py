@@ -146,6 +146,7 @@ def _copy(files: Any, root: str, found: Mapping[str, Any], folder: Path) -> None
                 files.get_file(path, str(part))
                 part.replace(target)
             except FileNotFoundError:
+                files.invalidate_cache()  # or the listing that named the file answers for it
                 if files.exists(path):
                     raise
                 write_atomically(index, json.dumps(known | now).encode())  # what was copied is not copied again

@@ -177,8 +177,8 @@ def doctor(path: str | Path) -> Health:
     """
     folder = local(path)
     manifest, reason = None, None
-    require_one(folder)
     require_readable(folder)
+    require_one(folder)
     try:
         manifest = read_manifest(folder)
     except UsageError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -194,33 +194,54 @@ def require_readable(folder: Path) -> None:
         UsageError: if so; it names the file or folder.
     """
     signals = folder / "signals"
-    parts = [folder / MANIFEST, folder / LOG, folder / BUNDLES, signals]
+    parts = [folder, folder / MANIFEST, folder / LOG, folder / BUNDLES, signals]
     parts += [Path(base, name) for base, below, files in os.walk(signals) for name in (*below, *files)]
     for path in parts:
-        if path.name != NAME and path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        if path.name == NAME or (path.name.startswith(".") and path != folder):  # who writes, and what is half written
+            continue
+        # A writer lets go of files, and makes some, between two questions.
+        if not _may_read(path) and path.exists() and not _may_read(path):
+            named = "its folder" if path == folder else path.relative_to(folder)
             raise UsageError(
-                f"{folder}: a run is read by who may read all of it, and {path.relative_to(folder)} is not for this "
-                "user. Ask its owner."
+                f"{folder}: a run is read by who may read all of it, and {named} is not for this user. Ask its owner."
             )
 
 
-def find_runs(root: str | Path, *, whole: bool = True) -> list[Path]:
+def _may_read(path: Path) -> bool:
+    return os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
+
+
+def find_runs(root: str | Path, *, whole: bool = True, onerror: Callable[[OSError], None] | None = None) -> list[Path]:
     """Find the run folders at and below a path, sorted; links are not followed and hidden folders are left out.
 
     Args:
         root: a folder, or an address.
         whole: only those that have both a manifest and a log; otherwise one of them is enough.
+        onerror: is given the error of each folder that cannot be listed, but for parts of a run; without it, such a
+            folder is passed over, unless it is `root`.
 
     Raises:
-        UsageError: if `root` is not a folder.
+        UsageError: if `root` is not a folder, or cannot be listed and there is no `onerror`.
     """
     start = local(root)
     if start.is_file():
         raise UsageError(f"{start}: runs are looked for in a folder, and this is a file. Give the folder of the run.")
     if not start.is_dir():
         raise UsageError(f"{start}: runs are looked for in a folder that exists, and this is none. Check the path.")
-    found = []
-    for folder, below, files in os.walk(start):
+    found = list[Path]()
+
+    def unlisted(error: OSError) -> None:
+        folder = Path(error.filename)
+        if folder == start and onerror is None:
+            raise UsageError(
+                f"{start}: runs are looked for in a folder that can be listed, and this cannot ({error.strerror}). "
+                "Ask its owner."
+            ) from error
+        gone, part = isinstance(error, FileNotFoundError), any(run in folder.parents for run in found)
+        if onerror is not None and not gone and not part:
+            onerror(error)
+
+    for folder, below, files in os.walk(start, onerror=unlisted):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if (all if whole else any)(name in files for name in (MANIFEST, LOG)):
             found.append(Path(folder))
