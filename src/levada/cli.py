@@ -20,6 +20,7 @@ __all__ = ["main"]
 UNMEASURED, INTERRUPTED = 3, 130
 # As PyTorch says it of a CPU, of a GPU, and on Windows.
 _NO_MEMORY = re.compile("can't allocate memory|out of memory|not enough memory")
+_COMPUTING = ("bench", "check", "fix", "replay", "run", "study", "train")  # where a model takes the memory
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 # What the user of a command can do where a run is in the way of a new one.
 TAKEN = {
@@ -338,16 +339,17 @@ def _explain(error: Exception, command: str) -> tuple[str, int]:
         return str(error), UNUSABLE
     if isinstance(error, MeasurementError):
         return str(error), UNMEASURED
+    if isinstance(error, OSError) and error.errno in _FULL:
+        what = "what was written" if error.filename is None else repr(str(error.filename))
+        return f"the disk did not take {what}: {error.strerror}. Make room, or write to another disk.", UNUSABLE
     if isinstance(error, OSError) and error.filename is not None:
         return f"{str(error.filename)!r} cannot be used: {error.strerror}.", UNUSABLE
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return (
-            f"the disk did not take what was written: {error.strerror}. Make room, or write to another disk.",
-            UNUSABLE,
-        )
     told = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(told)):
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", told, re.IGNORECASE)
         at_once = f": {asked[1]} were asked for at once" if asked else ""
-        return f"there is not enough memory{at_once}. Use a smaller model or batch.", UNMEASURED
+        advice = (
+            "Use a smaller model or batch." if command in _COMPUTING else "End other programs, or use another machine."
+        )
+        return f"there is not enough memory{at_once}. {advice}", UNMEASURED
     return f"levada itself failed, which is a defect: {told} (--debug shows where).", UNMEASURED

@@ -7,21 +7,21 @@ import pytest
 from levada.study.sweep import _crosses
 
 
-class Doubled(Exception):
+class DoubledError(Exception):
     """Unpickled, its message is put into itself."""
 
     def __init__(self, came: str) -> None:
         super().__init__(f"got {came}")
 
 
-class Changed(Exception):
+class ChangedError(Exception):
     """Unpickled, it is of another type, and says the same."""
 
     def __reduce__(self):
         return ValueError, self.args
 
 
-class Unmade(Exception):
+class UnmadeError(Exception):
     """Not made of its own arguments."""
 
     def __init__(self, one: str, two: str) -> None:
@@ -33,9 +33,9 @@ class Unmade(Exception):
     [
         (ValueError("a"), True),
         (FileNotFoundError(2, "No such file", "a"), True),
-        (Doubled("a"), False),
-        (Changed("a"), False),
-        (Unmade("a", "b"), False),
+        (DoubledError("a"), False),
+        (ChangedError("a"), False),
+        (UnmadeError("a", "b"), False),
         (SystemExit("a"), False),
     ],
     ids=lambda value: type(value).__name__,

@@ -386,7 +386,7 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
             recording = Recording(made._record, made, resume=isinstance(run, Continue) and not run.anew)
         except OSError as error:
             rule = f"watch: run must name a folder that can be written to, got {str(made._record)!r}"
-            raise UsageError(f"{rule}: {error.strerror or error}.") from error
+            raise UsageError(f"{rule}: {error.strerror or error}. Name another, or make room.") from error
         made.run = recording.folder
     made.judge = judge = Judge(made, keep=made.run, every=made._engine.cadence.every)
     made._engine.passes.left_out, made._engine.unfit = judge.left_out, lambda: judge.left_out.unfit
