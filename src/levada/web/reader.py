@@ -86,7 +86,7 @@ class Reader:
     async def _alive(self) -> asyncio.subprocess.Process | None:
         """Return the process; one that ended since the last question, which is no matter of the next, is let go."""
         process = self._process
-        if process is not None and (process.returncode is not None or (process.stdout and process.stdout.at_eof())):
+        if process is not None and process.returncode is not None:
             await self.close()
         return self._process
 
