@@ -77,7 +77,7 @@ def assert_same(watch, expected, rtol=1e-5, skip=("overhead",)):
                 equal_nan=True,
                 msg=lambda m, n=name: f"{n}: {m}",
             )
-        assert mine.scalars.keys() - set(skip) == theirs.scalars.keys() - set(skip)
+        assert sorted(mine.scalars.keys() - set(skip)) == sorted(theirs.scalars.keys() - set(skip))
         for name in theirs.scalars.keys() - set(skip):
             torch.testing.assert_close(mine.scalars[name], theirs.scalars[name], rtol=rtol, atol=1e-12)
         torch.testing.assert_close(dict(mine.losses), dict(theirs.losses), rtol=rtol, atol=1e-12)

@@ -139,7 +139,7 @@ def test_of_a_damaged_log_the_page_says_that_it_is_damaged_and_not_that_samples_
         events.append(
             "judged", step=1, rules=["loss_spike"], unjudged=why, waiting=["lost_update"], few=["lost_update"]
         )
-        cut = events._size
+        cut = (tmp_path / "run" / "events.log").stat().st_size
         events.append("judged", step=99, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
         events.append("end", steps=100, samples=0, dropped=0)
     log = tmp_path / "run" / "events.log"

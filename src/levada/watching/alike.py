@@ -187,7 +187,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _mean_square(tensors: Sequence[Tensor]) -> Tensor | None:
-    real = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    real = [t.detach() for t in tensors if t.is_floating_point() and t.numel() and t.dim()]  # one number is no row
     if not real:
         return None
     sums = [torch.linalg.vector_norm(tensor, dtype=_wide(tensor)).square() for tensor in real]
