@@ -232,7 +232,7 @@ def test_what_a_sample_and_a_run_weigh(tmp_path):
     assert len(rows) == probe_bytes(sites) == probe_bytes(sites, len(WATCHED))
     RunWriter.create(tmp_path, kind="watch", name="cost").close()
     table = [{"name": str(i), "order": i} for i in range(sites)]
-    with SignalWriter(tmp_path, sites=table, signals=WATCHED, keep=keep, capacity=samples) as writer:
+    with SignalWriter(tmp_path, sites=table, signals=WATCHED, keep=keep, capacity=samples + 1) as writer:
         for step in range(samples):
             writer.append(step, 0.0, rows)
     assert writer.dropped == 0
