@@ -227,7 +227,7 @@ class LossBaseline:
             self.start = min(self.first, self.early)
         elif self.steps == self.warm_up:
             self.settled = median_of([*self._recent][self.warm_up // 2 :])
-        self.falling.add(self.steps, self.now)
+        self.falling.add(step - self.first_step + 1, self.now)
         if self._few.full:
             self.best = min(self.best, self.now)
 

@@ -18,6 +18,7 @@ from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
 from levada.watching.overhead import Cadence, Spent, StepClock
 from levada.watching.passes import Passes
+from levada.watching.pauses import Pauses
 from levada.watching.places import original
 from levada.watching.reading import Reading
 from levada.watching.sample import Sample
@@ -25,9 +26,10 @@ from levada.watching.statistics import Statistics
 from levada.watching.structure import Structure
 from levada.watching.taps import Taps
 from levada.watching.telling import quietly, warn
-from levada.watching.together import Together, measured
+from levada.watching.together import Together
 from levada.watching.tracing import uncompiled
 from levada.watching.transfer import Sent
+from levada.watching.turns import Turn
 from levada.watching.weights import Weights
 
 __all__ = ["Engine"]
@@ -72,12 +74,13 @@ class Engine:
         self.left = before_update  # called for a step that is left before its update
         self.unfit: Callable[[], bool] = lambda: False  # whether the noted targets are not finite
         self._spent = Spent()
+        self._device = next(p.device for p in model.parameters())
+        self._clock = StepClock(self._device)
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
         self.counts = self.passes.counts
         self._optimizers = optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self.weights = Weights(structure := Structure(model), optimizers)
-        self._device = next(p.device for p in model.parameters())
         self._structure, self._taps = structure, Taps(model, structure.places, self)
         self.coefficients = Coefficients(model, self._running, self._spent.add)
         self._statistics = Statistics()
@@ -85,14 +88,13 @@ class Engine:
         self.losses = Losses(
             model, optimizers, heard=self, parts=lambda: batches.divided, scaler=scaler, spent=self._spent.add
         )
-        self._clock = StepClock(self._device)
-        self._together = Together(model)
+        self.pauses = Pauses(cadence, self._clock, self.passes, self.losses)
+        self.passes.awake = self._wake
+        self._together = Together(model, structure, cadence, sampled)
         self._reading: Reading | None = None
-        self._stepped, self._skipped = set[int](), set[int]()
-        self._waited = {id(optimizer) for optimizer in optimizers}
-        self._skips = 0  # steps in a row that a scaler skipped
+        self._turn = Turn(optimizers)
         self._heard = self._within = False  # of this step's update; of one in the backward pass that is running
-        self._handles, self._pending = list[RemovableHandle](), list[Sent]()
+        self._handles = list[RemovableHandle]()
         self.logged = dict[str, float]()  # numbers for the next sample
 
     @property
@@ -104,10 +106,10 @@ class Engine:
 
     def attach(self) -> None:
         """Watch from now."""
-        self._together = Together(self.model)
+        self._together = Together(self.model, self._structure, self.cadence, self._sampled)
         for optimizer in self._optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+            before, after = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
+            self._handles += before(self._before_step), after(self._after_step)
         self.passes.attach()
         self.losses.open()
         self._clock.tick(None)
@@ -119,18 +121,18 @@ class Engine:
         Args:
             failed: whether an exception ends the loop, so that other processes perhaps do not come here.
         """
+        self._wake()
         self.leave()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        while self._handles:
+            self._handles.pop().remove()
         self.passes.detach()
         self.losses.close()
         if not failed:
             self._end_rested()
-        self._stepped.clear()
+        self._turn.drop()
         self._disarm(for_good=True)
         self.micro_batches.close()
-        self._deliver(wait=True, leaving=failed)
+        self._together.deliver(wait=True, leaving=failed)
         self._together.close(failed=failed)
 
     def _arm(self, *, anyway: bool = False) -> None:
@@ -204,7 +206,8 @@ class Engine:
 
     def _end_rested(self, *, late: bool = False) -> None:
         """End a step in which not all optimizers stepped: what follows belongs to the next one."""
-        if self._stepped:
+        if self._turn.begun:
+            self.cadence.pauses = False  # steps end where others begin
             self._spent.apart(self.finish)
             if self._reading is not None:  # what is compiled was entered already
                 self._reading.late = late or self._taps.traced
@@ -233,13 +236,14 @@ class Engine:
     def ended(self) -> None:
         """Hear that a backward pass is over within which an optimizer stepped."""
         self._within = False
-        self._spent.apart(self._finish)
+        if self._turn.complete:
+            self._spent.apart(self.finish)
 
     @quietly
     def restart(self) -> None:
         """Hear that the gradients of this step were cleared, or those of one in which an optimizer rested."""
         self.passes.skips.cleared()
-        if self._stepped:
+        if self._turn.begun:
             self._end_rested(late=True)
         elif self._reading is not None:
             self._reading.restart()
@@ -250,12 +254,16 @@ class Engine:
     @uncompiled
     @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if self.pauses.on:
+            if optimizer not in self._turn:
+                return None
+            self._wake()  # another did not step
         first = in_backward() and not self._within
-        if first or (id(optimizer) in self._stepped and not in_backward()):  # the others did not step this time
+        if first or (optimizer in self._turn and not in_backward()):  # the others did not step this time
             self._end_rested(late=True)
             self._spent.restart()  # nothing is being counted here
         if first:
-            self._within = True
+            self._within, self.cadence.pauses = True, False
             self.losses.claim()
         return before_its_update(args, kwargs, lambda: self._ready(optimizer))
 
@@ -273,29 +281,32 @@ class Engine:
     @uncompiled
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
-        begun = time.perf_counter()
         self.updates += 1
-        self.weights.after(optimizer)
-        self.losses.stepped(optimizer)
-        self.passes.skips.updated(self.steps)
-        self._stepped.add(id(optimizer))
-        self._spent.add(time.perf_counter() - begun)
-        self._finish()
+        self._turn.add(optimizer)
+        if not self.pauses.on:
+            begun = time.perf_counter()
+            self.weights.after(optimizer)
+            self.losses.stepped(optimizer)
+            self.passes.skips.updated(self.steps)
+            self._spent.add(time.perf_counter() - begun)
+        if self._turn.complete:
+            self.finish()
 
     @quietly
     def skip(self, optimizer: Any) -> None:
         """Hear that a scaler did not let an optimizer step: its step ends all the same."""
         inner = getattr(optimizer, "optimizer", optimizer)
-        if id(inner) not in self._waited or id(inner) in self._stepped:
+        if not self._turn.awaits(inner):
             return
-        if self._skips + 1 >= _TOLD:
+        self._wake()
+        if self._turn.skips + 1 >= _TOLD:
             self._ready(inner)
         begun = time.perf_counter()
         self.weights.after(inner)
         self._spent.add(time.perf_counter() - begun)
-        self._skipped.add(id(inner))
-        self._stepped.add(id(inner))
-        self._finish()
+        self._turn.add(inner, skipped=True)
+        if self._turn.complete:
+            self.finish()
 
     @quietly
     def leave(self, again: Callable[[], object] | None = None, loss: Tensor | None = None) -> None:
@@ -308,6 +319,7 @@ class Engine:
         """
         if self._heard:
             return
+        self._wake()
         bad, loss = step_left(self.losses, self.passes, self.model, loss, self.unfit, asked=again is not None)
         if bad:
             self.left(self.steps, loss)
@@ -321,27 +333,26 @@ class Engine:
             self.weights.left()
             self.losses.end(self.steps)
             self._send(self._reading)
-            self._deliver(wait=True)
+            self._together.deliver(wait=True)
             self._disarm()
-
-    def _finish(self) -> None:
-        """End a step if all have stepped; a backward pass has more to tell first."""
-        if self._waited <= self._stepped and not in_backward():
-            self.finish()
 
     def finish(self) -> None:
         """End a step."""
+        if self.pauses.on:
+            self._turn.drop()
+            self.steps += 1
+            if self.pauses.pass_by():
+                self._wake()
+            return
         begun = time.perf_counter()
         reading = self._reading
         self.passes.skips.updated(self.steps)
-        self._skips = self._skips + 1 if self._skipped and self._skipped >= self._stepped else 0
-        self._stepped.clear()
-        self._skipped.clear()
+        self._turn.end()
         self._heard = False
         learned = self.losses.current() is not None
         self.losses.end(self.steps)
-        self._deliver(wait=False)
-        if reading is not None and (reading.late or 0 < self._skips < _SKIPS or self._structure.outdated):
+        self._together.deliver(wait=False)
+        if reading is not None and (reading.late or 0 < self._turn.skips < _SKIPS or self._structure.outdated):
             self._disarm()  # the next step is sampled in its place
         elif reading is not None:
             seen = bool(reading.calls) or self._taps.traced
@@ -349,18 +360,26 @@ class Engine:
                 self._taps.tell_unseen()
             if seen or learned or self.sites:
                 # The distance that all agreed on with the sample before this one.
-                self._together.meet(self.steps, self.cadence, self._deliver, sampled=True)
+                self._together.meet(self.steps, sampled=True)
                 self._send(reading, learned=learned)
             self._disarm()
         elif self.cadence.meets(self.steps):
-            self._together.meet(self.steps, self.cadence, self._deliver, sampled=False)
+            self._together.meet(self.steps, sampled=False)
         self._clock.tick(reading is not None)
         self.steps += 1
         self._arm()
         self._spent.add(time.perf_counter() - begun + (0.0 if reading is None else reading.seconds))
         self.cadence.count(reading is not None, own=self._spent.take())
-        for sampled, seconds in self._clock.read():
-            self.cadence.timed(sampled, seconds)
+        self.cadence.take(self._clock)
+        if self._reading is None and not (self._together.sent or self._together.several):
+            self.pauses.begin(self.steps)
+
+    @quietly
+    def _wake(self) -> None:
+        """Hear steps again, if there is a pause."""
+        if self.pauses.on:
+            self.pauses.end(self.steps)
+            self._arm()
 
     def _send(self, reading: Reading, *, learned: bool = True) -> None:
         self._structure.run(self._taps.order, reading.calls, reading.tanh)
@@ -378,18 +397,6 @@ class Engine:
         sent = Sent(reading.step, numbers, packed, steps, {**named, **self.logged}, inside, self._structure.where)
         sent.micro_batches, sent.tanh = self.micro_batches.take(), self._structure.tanh
         self.logged = {}
-        self._pending.append(sent)
+        self._together.sent.append(sent)
         if self._device.type == "cpu":
-            self._deliver(wait=not self._together.several)
-
-    def _deliver(self, *, wait: bool, leaving: bool = False) -> None:
-        while True:
-            if self._together.pending:
-                sample = self._together.receive(wait=wait, leaving=leaving)
-                if sample is None:
-                    return
-                self._sampled(sample)
-            elif self._pending and (wait or self._pending[0].ready()):
-                self._together.send(measured(self._pending.pop(0), self._structure, self.cadence), self.sites)
-            else:
-                return
+            self._together.deliver(wait=not self._together.several)

@@ -19,7 +19,7 @@ POWER: Final = 1.25
 class Falling:
     """With what power of the number of steps the size of a negative loss grows.
 
-    The loss is marked where the number of losses is a power of two. Its size grows without a bound, so far, if it is
+    The loss is marked where the number of steps is a power of two, or as soon after it as one is heard. Its size grows without a bound, so far, if it is
     thirty times that of the first losses, and grew with a power of 1.25 or more over both of the last two marks
     that are at least a factor of two apart: as of outputs of several layers that all grow. The logarithm
     of a density whose width is learned falls by as much at each step at most, a reward or a contrastive loss comes down
@@ -39,16 +39,16 @@ class Falling:
         self._count, self._now = 0, math.nan
 
     def add(self, count: int, loss: float) -> None:
-        """Take the loss after so many of them.
+        """Take the loss after so many steps.
 
         Args:
-            count: of losses so far.
+            count: of steps, from the first one whose loss was heard.
             loss: the median of the last few.
         """
-        self._count, self._now = count, loss
+        due, self._count, self._now = count.bit_length() > self._count.bit_length(), count, loss
         if count <= LEAST // 8:
             self.first = max(self.first, abs(loss))
-        if count & (count - 1) == 0:
+        if due:
             self.marks = [*self.marks[-2:], (count, loss)]
 
     @property

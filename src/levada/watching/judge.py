@@ -279,7 +279,7 @@ class Judge:
         if rest:
             self._see_losses(rest)
             self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
-        at = max(self._closed_at, self._view.step)
+        at = max(self._closed_at, self._view.step, getattr(self._source, "steps", 0) - 1)
         view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
         for _ in range(self.confirm):  # what is back is told once, and then over
             self._ledger.miss_others(self._hold_spike(view, at, ending=True), at, rules=LOSSES)

@@ -119,6 +119,15 @@ class Losses:
                 _watchers.remove(self)
             _unwrap()
 
+    def pause(self) -> None:
+        """Hear of no backward pass until `resume`."""
+        self.own.paused = True
+
+    def resume(self) -> None:
+        """Hear of them again; what the last update left is not that of the step before."""
+        self.own.paused = False
+        self.piles.forget()
+
     def current(self) -> Tensor | None:
         """Return the loss of the step that is under way."""
         if not self._current:
@@ -284,11 +293,9 @@ def _wrap() -> None:
     @uncompiled
     @functools.wraps(original)
     def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        if in_backward() or symbolic():
-            return original(tensors, *args, **kwargs)
         begun = time.perf_counter()
         heard = [watcher for watcher in tuple(_watchers) if watcher.own.called_here()]
-        if not heard:
+        if not heard or in_backward() or symbolic():
             return original(tensors, *args, **kwargs)
         roots = scalars_of(tensors)
         given = gradients_given(roots, *args, **kwargs)

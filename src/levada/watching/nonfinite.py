@@ -133,7 +133,9 @@ class Nonfinite:
         sound = (view.blocks.trainable & view["weight_rms"].isfinite()).nonzero().flatten().tolist()
         trained = {name for i in sound for name in view.blocks.sites[i].parameters}
         broken = {name: kind for name, kind in broken_parameters(view.model).items() if name in trained}
-        return self._finding(_weights(broken, self.finite_step), step, rank, exact=True) if broken else None
+        return (
+            self._finding(_weights(broken, self.finite_step, by=step + 1), step, rank, exact=True) if broken else None
+        )
 
     def words(self, model: nn.Module | None, given: Given | None) -> tuple[Kind, str, str]:
         """Return what is not finite of weights and inputs as they are now: its kind, a parameter or "", and a sentence.
@@ -162,7 +164,7 @@ class Nonfinite:
     ) -> _Place:
         broken = broken_parameters(model) if model is not None else {}
         if broken:
-            return _weights(broken, self.finite_step, first=first)
+            return _weights(broken, self.finite_step, by=self.bad_step, first=first)
         finite = "its weights are finite" if model is not None else "its weights are not at hand"
         inputs = unfit_inputs(given, model) if given else []
         if found := [one for one in inputs if not one.meant]:
@@ -255,6 +257,8 @@ class Nonfinite:
         after, by = self._between(step)
         if exact and self.bad_step is not None:
             when = f"The loss of step {self.bad_step} is the first that is not finite"
+            if after is not None and after < self.bad_step - 1:
+                when = f"The loss of step {self.bad_step} is not finite, and that of step {after}, heard before it, was"
         elif exact or after == by:
             when = f"NaN or Inf at step {by}"
         elif after is None:
@@ -298,7 +302,9 @@ class Nonfinite:
         return (max(known) if known else None), by
 
 
-def _weights(broken: Mapping[str, str], finite_step: int | None, *, first: bool = False) -> _Place:
+def _weights(
+    broken: Mapping[str, str], finite_step: int | None, *, by: int | None = None, first: bool = False
+) -> _Place:
     """Name the parameter, if one block holds all that is broken; an update breaks those of many at once."""
     name = next(iter(broken))
     if len({each.rpartition(".")[0] for each in broken}) == 1:
@@ -306,7 +312,9 @@ def _weights(broken: Mapping[str, str], finite_step: int | None, *, first: bool 
         since = wrote if first and finite_step is not None else ""
         return _Place("weight", name, f"the parameter {name} holds {broken[name]}{since}")
     words = f"{len(broken)} parameters of several blocks hold NaN or Inf since "
-    if finite_step is not None:
+    if finite_step is not None and by is not None and by - finite_step > 1:  # steps between were not heard
+        words += f"an update behind step {finite_step}"
+    elif finite_step is not None:
         words += f"the update of step {finite_step}"
     else:  # no step was seen before it
         words += (

@@ -23,6 +23,10 @@ _SAMPLES = 5  # sampled steps, whose median is what one costs
 # Steps after one that asks for samples: soon, and over as long as it takes to tell what stays from what comes back.
 _AFTER = (1, 3, 7, 15, 31, 63, 127)
 _ANYWAY = 2  # times that they are taken whatever they cost
+_FREE = 0.5  # seconds of own code on steps that are not sampled, before any is not heard: nobody minds half a second
+_HEARD = 2  # steps in a row that are heard between two pauses, so that each can be compared with one before it
+_SHORTEST, _LONGEST = 4, 4.0  # steps of a pause; times that it is as long as it takes to pay for those two
+_KNOWN, _MOST = 3, 3.0  # pauses, before hearing is measured by them; times of own code that it may then cost
 _MEET = 8  # steps after a sample, by when the numbers of all processes have long arrived
 
 
@@ -72,28 +76,28 @@ class StepClock:
     def __init__(self, device: torch.device) -> None:
         self._events = device.type == "cuda"
         self._last: Any = None
-        self._open: deque[tuple[bool, Any, Any]] = deque()
+        self._open: deque[tuple[bool, int, Any, Any]] = deque()
 
-    def tick(self, sampled: bool | None) -> None:
-        """End a step; None begins to count, and what was before does not."""
+    def tick(self, sampled: bool | None, steps: int = 1) -> None:
+        """End a step, or several; None begins to count, and what was before does not."""
         if self._events:
             now: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             now.record()
         else:
             now = time.perf_counter()
         if sampled is not None and self._last is not None:
-            self._open.append((sampled, self._last, now))
+            self._open.append((sampled, steps, self._last, now))
         self._last = now
 
-    def read(self) -> list[tuple[bool, float]]:
-        """Return whether a step was sampled, and its seconds, for the steps that are known since the last call."""
+    def read(self) -> list[tuple[bool, int, float]]:
+        """Return what is known since the last call: whether steps were sampled, their number, and their seconds."""
         known = []
         while self._open:
-            sampled, begin, end = self._open[0]
+            sampled, steps, begin, end = self._open[0]
             if self._events and not end.query():
                 break
             self._open.popleft()
-            known.append((sampled, begin.elapsed_time(end) / 1e3 if self._events else end - begin))
+            known.append((sampled, steps, begin.elapsed_time(end) / 1e3 if self._events else end - begin))
         return known
 
 
@@ -112,6 +116,11 @@ class Cadence:
     Distances above 1 are soon one step longer now and then, in an order without a period: else a task whose turn comes
     every $d$ steps would be seen always or never. The first sample finds the blocks, which costs more and is not
     counted; the second one is taken to cost a step at most.
+
+    Where hearing the steps between samples alone takes more than half of what is allowed, most of them are not heard,
+    once half a second was spent on it: with each pause, of $2 u / (m t / 2)$ steps for a limit of $m$, two steps in a
+    row are paid for; it is twice as long until that half second is paid back. What hearing costs is then known: the
+    median of steps that were heard less that of those that were not.
 
     A step that asks for samples gets seven, 1, 3, 7, ... 127 steps later: twice in a run whatever they cost, then where
     they are paid for already; the next one after them waits until all are. Several processes must sample the same
@@ -155,6 +164,10 @@ class Cadence:
         self._own: deque[float] = deque(maxlen=_SAMPLES)
         self._longer: deque[float] = deque(maxlen=_SAMPLES)
         self._whole: deque[float] = deque(maxlen=_SAMPLES)
+        self._unheard: deque[float] = deque(maxlen=_REMEMBERED)  # seconds of a step in each of the last pauses
+        self.pauses = True  # whether there may be any: a step's end is told by optimizers that all step in it
+        self.first_pause: int | None = None  # the step at which the first one began
+        self._passed_by = self._heard = 0  # since then: steps that were not heard, and that were, but for samples
         self._trained = self._idled = 0.0  # seconds of all steps, and of own code in those that were not sampled
         self._agreed = self._wishes = False
         self._meeting = -1
@@ -213,6 +226,32 @@ class Cadence:
         left = max(allowed - self._idled, _AT_LEAST * allowed)
         return max(0, math.ceil((spent - left) / self._room(idle, step) - 1e-9))
 
+    def pause(self, step: int) -> int:
+        """Return how many steps from this one on are not to be heard, so that those that were are paid for."""
+        _, idle, each = self._cost()
+        waits = self._planned < self._regardless or bool(self._asked)
+        if not self.pauses or self._agreed or waits or math.isinf(self.max_overhead) or not each > 0:
+            return 0
+        share = _AT_LEAST * self.max_overhead
+        owed = share * self._trained < 2 * _FREE  # what was free is not paid back yet
+        rate = share / 2 if owed else share
+        over = self._idled * self._dearer(idle) - rate * self._trained - _FREE * owed
+        if not over > 0:
+            return 0
+        usual = _HEARD * idle * self._dearer(idle)
+        # What other programs took meanwhile is no reason to hear nothing for long.
+        steps = min(math.ceil(min(over + usual, _LONGEST * usual) / (rate * each)), self._next - step)
+        if steps < _SHORTEST:
+            return 0
+        self.first_pause = step if self.first_pause is None else self.first_pause
+        return steps
+
+    def _dearer(self, idle: float) -> float:
+        """Return by what the own code of a step must be multiplied for what hearing it takes, torch's part included."""
+        if len(self._unheard) < _KNOWN or not idle > 0:
+            return 1.0
+        return min(max((statistics.median(self._plain) - statistics.median(self._unheard)) / idle, 1.0), _MOST)
+
     def _room(self, idle: float, step: float) -> float:
         """Return the seconds that each step pays towards a sample."""
         return max(self.max_overhead * step - idle, _AT_LEAST * self.max_overhead * step)
@@ -248,13 +287,22 @@ class Cadence:
         else:
             self._idle.append(own)
             self._idled += own
+            self._heard += self.first_pause is not None
         if seconds is not None:
             self.timed(sampled, seconds)
 
-    def timed(self, sampled: bool, seconds: float) -> None:
-        """Take what a whole step took."""
+    def take(self, clock: StepClock) -> None:
+        """Take the time of the steps that a clock knows by now."""
+        for sampled, steps, seconds in clock.read():
+            self.timed(sampled, seconds, steps)
+
+    def timed(self, sampled: bool, seconds: float, steps: int = 1) -> None:
+        """Take what a whole step took, or several that were not heard."""
         self._trained += seconds
-        if not sampled:
+        if steps > 1:
+            self._passed_by += steps
+            self._unheard.append(seconds / steps)
+        elif not sampled:
             self._plain.append(seconds)
         elif len(self._plain) >= 3 or (self._plain and self.samples > 1):  # the first steps of a run are slow
             self._longer.append(seconds - statistics.median(self._plain))
@@ -279,10 +327,12 @@ class Cadence:
     @property
     def overhead(self) -> float:
         """Share of the training time so far that went into watching; NaN until a step was timed."""
-        cost, _, step = self._cost()
-        if math.isnan(step):
-            return math.nan
-        return (self.samples * cost + self._idled) / self._trained
+        return math.nan if math.isnan(self._cost()[2]) else self._taken() / self._trained
+
+    def _taken(self) -> float:
+        """Return the seconds that watching took so far."""
+        cost, idle, _ = self._cost()
+        return self.samples * cost + self._idled * self._dearer(idle)
 
     @property
     def paid_in(self) -> float:
@@ -293,9 +343,13 @@ class Cadence:
         cost, idle, step = self._cost()
         if math.isnan(step) or math.isinf(self.max_overhead):
             return 0
-        over = self.samples * cost + self._idled - self.max_overhead * self._trained
+        over = self._taken() - self.max_overhead * self._trained
         if over <= 0:
             return 0
+        share = _AT_LEAST * self.max_overhead
+        if self.pauses and not self._agreed and idle * self._dearer(idle) > share * step:
+            # What was free, and the samples so far, are within a half each.
+            return max(1, math.ceil((max(2 * _FREE, self.samples * cost) / share - self._trained) / step))
         allowed = self.max_overhead * step
         # On a busy machine the watch's code waits, too: steps are long enough for what the least of several takes.
         each = allowed - (idle if idle < allowed else min(self._idle))
@@ -307,12 +361,13 @@ class Cadence:
         if math.isnan(self.overhead):
             return "overhead not measured yet"
         told = f"overhead {100 * self.overhead:.2g} %"
+        heard = f", 1 step in {1 + self._passed_by / self._heard:,.0f} heard" if self._passed_by and self._heard else ""
         limit = f"{100 * self.max_overhead:.2g} %"
         if told.endswith(f" {limit}") or not (more := self.paid_in):
-            return told
+            return f"{told}{heard}"
         if math.isinf(more):
             return f"{told} (steps are too short for {limit})"
-        return f"{told} ({limit} after {float(f'{more:.2g}'):,.0f} more step{'s' if more > 1 else ''})"
+        return f"{told} ({limit} after {float(f'{more:.2g}'):,.0f} more step{'s' if more > 1 else ''}){heard}"
 
     def wanted(self) -> int:
         """Return the distance that keeps the overhead below the limit, as far as measured."""

@@ -143,16 +143,22 @@ def _unseen(before: Before, sound: Sample | None, moved: Sequence[tuple[int, flo
     if onset is None or sound is None or onset - sound.step < LATELY:
         return ""
     losses = dict(before.losses)
-    last = abs(losses.get(onset - 1, math.nan))
+    before_it = max((at for at in losses if at < onset), default=-1)
+    last = abs(losses.get(before_it, math.nan))
     leap = losses.get(onset, math.nan) / last if last > 0 else math.nan
     sizes = [size for at, size in moved if at < onset]
     if not (leap >= LEAP and sizes and max(sizes) < LARGE):
         return ""
     return (
-        f"The loss came up {leap:.3g}-fold in one step, and the last sample before is of step {sound.step}, where "
-        f"steps were short ({sizes[-1]:.2g} of the median block's weights): what happened between was not seen, and "
+        f"The loss came up {leap:.3g}-fold {_within(before_it, onset)}, and the last sample before is of step "
+        f"{sound.step}, where steps were short ({sizes[-1]:.2g} of the median block's weights): what happened between was not seen, and "
         f"the rate is not known to be why.{_alone(before, sound, onset)}"
     )
+
+
+def _within(before: int, onset: int) -> str:
+    """Say in how many steps a loss came up."""
+    return "in one step" if onset - before == 1 else f"between the steps {before} and {onset}"
 
 
 def _alone(before: Before, sound: Sample, onset: int) -> str:
@@ -210,8 +216,8 @@ def _climb(losses: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
     """Return how the loss rose at each of the last steps, if it did so at enough of them and far enough."""
     values = [loss for _, loss in losses]
     rises = 0
-    for earlier, later in pairwise(reversed(values)):
-        if not earlier > later:
+    for (at, last), (before, loss) in pairwise(reversed(losses)):
+        if at - before != 1 or not last > loss:  # of a step that was not heard nothing is known
             break
         rises += 1
     if rises < CLIMB or not values[-1] >= STEEP * abs(values[-1 - rises]):

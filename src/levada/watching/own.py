@@ -18,6 +18,7 @@ class OwnPasses:
 
     Attributes:
         retains: whether the pass that is running keeps its graph, so that another may follow.
+        paused: whether none is heard of for now.
 
     Example:
         >>> own = OwnPasses()
@@ -30,7 +31,7 @@ class OwnPasses:
     """
 
     def __init__(self) -> None:
-        self.retains = False
+        self.retains = self.paused = False
         self._open = False
         self._depth = 0
         self._last = self._update = 0  # idents of threads; no thread has 0
@@ -38,7 +39,7 @@ class OwnPasses:
 
     def open(self) -> None:
         """Hear of the passes that this thread calls, until another runs the model."""
-        self._open = True
+        self._open, self.paused = True, False
         self._last, self._update = threading.get_ident(), 0
         self._forward = {self._last}
 
@@ -60,6 +61,8 @@ class OwnPasses:
 
     def called_here(self) -> bool:
         """Return whether a pass that this thread calls is one of them."""
+        if self.paused:
+            return False
         here = threading.get_ident()
         return here == self._update or here in self._forward
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Passes"]
 
 _BUFFERS = 16 * 2**20  # bytes of buffers that are copied
+_PATIENCE = 32  # passes without an update, beyond four times the most that one took, that end a pause
 _CALL: Final = nn.Module._call_impl.__code__
 
 
@@ -38,7 +39,7 @@ def _counted(method: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(method)
     def run(self: Passes, *args: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.paused:
             return
         begun = time.perf_counter()
         try:
@@ -95,6 +96,9 @@ class Passes:
         self._cap = cap
         self._begin, self._end, self._spent, self._fail = begin, end, spent, fail
         self._handles: list[RemovableHandle] = []
+        self.awake: Callable[[], None] = lambda: None  # called where a pause lasts too many passes
+        self.idle = 0  # passes in a pause since the last update
+        self.paused, self._patience = False, _PATIENCE
         self._step = self._next = self._number = 0
         self._keeps = self._continues = False
         self._waited = False  # whether a pass came behind one without a backward pass
@@ -113,7 +117,7 @@ class Passes:
         """Put the hooks on the model."""
         open_scripting(self)
         keep = self._handles.append
-        keep(self._model.register_forward_pre_hook(Hook(self._before), with_kwargs=True, prepend=True))
+        keep(self._model.register_forward_pre_hook(Hook(self._called), with_kwargs=True, prepend=True))
         keep(self._model.register_forward_hook(Hook(self._after)))
         keep(self._model.register_forward_hook(Hook(self._left), always_call=True))
 
@@ -127,6 +131,18 @@ class Passes:
         self._forget()
         self._inputs = self._gradient = self._buffers = self._earlier = None
         self._states, self._given, self._output = {}, {}, None
+
+    def pause(self) -> None:
+        """Hear nothing but how many passes come without an update, and let go of what was kept."""
+        self._forget()
+        self.idle, self._patience = 0, _PATIENCE + 4 * self.skips.most
+        self._inputs = self._gradient = self._earlier = None
+        self._given, self._output = {}, None
+        self.paused = True
+
+    def resume(self) -> None:
+        """Hear of passes again."""
+        self.paused = False
 
     def last(self) -> Pass | None:
         """Return the last pass with gradients; None before the first that began after this was called once."""
@@ -210,6 +226,16 @@ class Passes:
         under = self._under
         under.depth, under.learning, under.returned = 0, False, False
 
+    def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self.paused:
+            self.idle += torch.is_grad_enabled()
+            if self.idle <= self._patience:
+                return
+            self.awake()
+        self._before(module, args, kwargs)
+
     @_counted
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self._model:
@@ -289,7 +315,7 @@ class Passes:
 
     def _left(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hear that a pass is left, perhaps by an exception; as a rule it returned, and that was heard."""
-        if torch.compiler.is_compiling() or module is not self._model:
+        if torch.compiler.is_compiling() or self.paused or module is not self._model:
             return
         under = self._under
         returned, under.returned = under.returned, False

@@ -32,13 +32,13 @@ class Rates:
         >>> for step, rate in enumerate((0.1, 0.1, 0.05, 0.4, 0.4)):
         ...     rates.before_update(step, rate)
         >>> rates.changes, rates.rises, rates.now
-        (((0, 0.1), (2, 0.05), (3, 0.4)), (3,), 0.4)
+        (((0, 0.1), (2, 0.05), (3, 0.4)), ((2, 3),), 0.4)
     """
 
     def __init__(self) -> None:
         self._changes: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
-        self._rises: deque[int] = deque(maxlen=REMEMBERED)
-        self._last = math.nan
+        self._rises: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)
+        self._last, self._at = math.nan, -1
 
     @property
     def changes(self) -> tuple[tuple[int, float], ...]:
@@ -46,8 +46,8 @@ class Rates:
         return tuple(self._changes)
 
     @property
-    def rises(self) -> tuple[int, ...]:
-        """Steps at which the rate at least doubled."""
+    def rises(self) -> tuple[tuple[int, int], ...]:
+        """Steps at which the rate had at least doubled, each behind the one that was heard before it."""
         return tuple(self._rises)
 
     @property
@@ -63,10 +63,10 @@ class Rates:
             rate: NaN if it is not known without waiting.
         """
         if rate >= RAISED * self._last > 0:
-            self._rises.append(step)
-            self.sampled(step - 1, self._last)  # no sample may come between, or soon
+            self._rises.append((self._at, step))
+            self.sampled(self._at, self._last)  # no sample may come between, or soon
             self.sampled(step, rate)
-        self._last = rate
+        self._last, self._at = rate, step
 
     def sampled(self, step: int, rate: float) -> None:
         """Take the rate that a sample tells.
@@ -80,7 +80,7 @@ class Rates:
 
 
 def raised(
-    rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int, rises: Sequence[int] = ()
+    rows: Sequence[Sample], rates: Sequence[tuple[int, float]], onset: int, rises: Sequence[tuple[int, int]] = ()
 ) -> dict[str, float | int] | None:
     """Return the last rise of the learning rate that was set rather than drifted, shortly before a step.
 
@@ -88,11 +88,11 @@ def raised(
         rows: the last samples.
         rates: step and rate of each change that a sample showed.
         onset: the step.
-        rises: steps at which it at least doubled, as far as each step's rate was seen.
+        rises: steps at which it had at least doubled, each behind the last whose rate was seen before it.
 
     Returns:
-        {"from", "to", "after", "by"}: the rates, and the steps between which it rose: sampled ones, or the very step
-        and the one before it, where each was seen; None without.
+        {"from", "to", "after", "by"}: the rates, and the steps between which it rose: sampled ones, or others whose
+        rate was seen, as a rule the very step and the one before it; None without.
     """
     for before, after in zip(reversed(rates[:-1]), reversed(rates[1:]), strict=True):
         earlier = [sample.step for sample in rows if sample.step < onset]
@@ -100,8 +100,8 @@ def raised(
             return None
         first = max((sample.step for sample in rows if sample.step < after[0]), default=before[0])
         if before[1] > 0 and after[1] >= RAISED * before[1] and first < onset:
-            exact = [step for step in rises if first < step <= after[0]]
-            first, by = (exact[-1] - 1, exact[-1]) if exact else (first, after[0])
+            seen = [rise for rise in rises if first < rise[1] <= after[0]]
+            first, by = seen[-1] if seen else (first, after[0])
             return {"from": before[1], "to": after[1], "after": first, "by": by}
     return None
 
@@ -139,14 +139,26 @@ def with_before(finding: Finding, jump: Mapping[str, Any] | None, rise: Mapping[
     """
     claim, evidence = finding.claim, dict(finding.evidence)
     if jump is not None:
-        claim += (
-            f" Before it the loss jumped, at step {jump['step']}, from {jump['from']:.4g} to {jump['to']:.4g} at most."
-        )
+        claim += f" Before it the loss jumped, {jump_in_words(jump['step'], jump.get('after'))}, from {jump['from']:.4g} to {jump['to']:.4g} at most."
         evidence["loss_spike"] = jump
     if rise is not None:
         claim += f" {rise_in_words(rise)}"
         evidence["learning_rate"] = rise
     return replace(finding, claim=claim, evidence=evidence)
+
+
+def jump_in_words(step: int, after: int | None) -> str:
+    """Say when a loss jumped.
+
+    Args:
+        step: the first at which it was seen.
+        after: the last that was heard before it, if it is not the one before.
+
+    Example:
+        >>> jump_in_words(250, None), jump_in_words(250, 190)
+        ('at step 250', 'between steps 190 and 250')
+    """
+    return f"at step {step}" if after is None else f"between steps {after} and {step}"
 
 
 def rise_in_words(found: Mapping[str, Any]) -> str:

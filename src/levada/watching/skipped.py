@@ -181,6 +181,11 @@ class Skips:
             self.tell(None)
 
     @property
+    def most(self) -> int:
+        """The most passes that an update took so far."""
+        return self._most
+
+    @property
     def counted(self) -> bool:
         """The mode in which passes are counted."""
         return self._mode is None or self._mode

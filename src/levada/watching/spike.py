@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -12,7 +12,7 @@ from levada.diagnose.finding import Finding, Severity
 from levada.watching.baseline import LossBaseline, times
 from levada.watching.departures import Departures
 from levada.watching.overshot import rate_proposal
-from levada.watching.rise import made_it_rise, raised, rise_in_words
+from levada.watching.rise import jump_in_words, made_it_rise, raised, rise_in_words
 from levada.watching.view import COMPARED, View
 
 __all__ = ["Spikes", "jumps", "least_jump"]
@@ -108,6 +108,8 @@ class _Spike:
     watched: int | None = None  # the last step that was sampled shortly before
     step: float = 0.0  # beside the median block's weights, sampled before the onset, if it was far too long
     unheard: bool = False  # larger than any before in this run, by far
+    after: int | None = None  # the last step that was heard before the onset, if it is not the one before
+    late: bool = False  # whether it may have been back before that was heard
     begun: bool = False  # to be told
 
 
@@ -117,6 +119,7 @@ class Spikes:
 
     def __init__(self) -> None:
         self._open: _Spike | None = None
+        self._last: int | None = None  # step
         self._ended: list[_Spike] = []  # those whose loss stays up, and those back since the last sample
         self._largest = 0.0  # jump of a loss above the median so far, before the climb that is under way
         self._climb: deque[float] = deque(maxlen=CLIMB)  # jumps since a loss was last at the median or below
@@ -138,9 +141,11 @@ class Spikes:
         """
         if not math.isfinite(loss):
             return
+        before, self._last = self._last, step
+        gap = before is not None and step - before > 1
         if baseline.steps >= LATEST:
             self._see_jump(loss - baseline.median)
-        self._see_ended(step, loss, baseline)
+        self._see_ended(step, loss, baseline, gap=gap)
         spike = self._open
         if spike is None:
             # A loss that stays up scatters: what it came to on its way up is told already.
@@ -150,6 +155,7 @@ class Spikes:
             self._ended = [one for one in self._ended if one.begun or one.back is None]
             self._open = spike = _Spike(step, baseline.median, baseline.excess(loss), loss, loss)
             spike.step = max(self._moved * (self._moved >= LONG), self._most * (self._most >= WHOLE))
+            spike.after = before if gap else None
             spike.unheard = baseline.steps >= KNOWN and loss - baseline.median > LARGEST * self._largest
         spike.peak = max(spike.peak, loss)
         if step > spike.onset and len(spike.next) < LATEST:
@@ -159,18 +165,20 @@ class Spikes:
         spike.confirmed |= spike.peak - spike.usual >= ALONE * baseline.scale or sum(spike.above) >= ABOVE
         if len(spike.above) == LATEST and not any(spike.above):
             spike.ended = spike.back = step
+            spike.late = gap
         elif min(baseline.median, baseline.recent) - spike.usual > BACK * baseline.scale:
             spike.ended, spike.level = step, baseline.now  # half of the window is up there
         if spike.ended is not None:
             self._open = None
             self._ended += [spike] if spike.confirmed else []
 
-    def _see_ended(self, step: int, loss: float, baseline: LossBaseline) -> None:
+    def _see_ended(self, step: int, loss: float, baseline: LossBaseline, *, gap: bool) -> None:
         """Follow the spikes whose loss stays up: for how long, which tells what they are, and until it is down."""
         for spike in self._ended:
             if spike.back is None:
                 spike.lasting += loss > baseline.start
                 spike.back = step if baseline.recent - spike.usual <= BACK * baseline.scale else None
+                spike.late = gap
 
     def _see_jump(self, jump: float) -> None:
         """Take how far a loss is above the median. What led up to a spike is no earlier jump that explains it."""
@@ -201,7 +209,8 @@ class Spikes:
         spike = self._open
         if spike is not None and spike.onset < step:
             peak = max([spike.peak, *(loss for _, loss in later)])
-            return {"step": spike.onset, "from": spike.usual, "to": peak}
+            since = {} if spike.after is None else {"after": spike.after}
+            return {"step": spike.onset, "from": spike.usual, "to": peak, **since}
         usual = (
             baseline.median if baseline.ready else baseline.first if baseline.steps else later[0][1] if later else 0.0
         )
@@ -256,7 +265,7 @@ class Spikes:
 def _finding(spike: _Spike, view: View) -> Finding:
     moved = spike.moved or []
     # The loss of a step precedes its update: a rate that was first seen there did not raise it.
-    by_rate = spike.raised if spike.raised is not None and spike.raised["by"] < spike.onset else None
+    by_rate = spike.raised if spike.raised is not None and _precedes(spike.raised, spike) else None
     caused = bool(moved) or by_rate is not None
     severity: Severity = "warn" if spike.unheard and (caused or _odd(spike)) else "info"
     stays = spike.peak if spike.ended is None else spike.level
@@ -274,13 +283,14 @@ def _finding(spike: _Spike, view: View) -> Finding:
         severity=severity,
         status="fired",
         claim=(
-            f"The loss jumped at step {spike.onset} from {spike.usual:.4g} to {spike.peak:.4g} at most, "
+            f"The loss jumped {jump_in_words(spike.onset, spike.after)} from {spike.usual:.4g} to {spike.peak:.4g} at most, "
             f"{spike.excess:.3g} standard deviations above its median.{_end(spike, view.loss)} {_why(spike)}"
             f"{_harder(view.loss)}"
         ),
         where={"first": first["site"], "last": first["site"]} if first else {},
         evidence={
             "step": spike.onset,
+            "after": spike.after,
             "loss_before": spike.usual,
             "loss_peak": spike.peak,
             "deviations": spike.excess,
@@ -317,13 +327,22 @@ def _finding(spike: _Spike, view: View) -> Finding:
 def _end(spike: _Spike, loss: LossBaseline) -> str:
     """Say whether the loss came back, and when; "" while that is open."""
     if math.isnan(spike.level):
-        return "" if spike.back is None else f" It was back at step {spike.back}."
+        return "" if spike.back is None else f" It was back {_by(spike)} step {spike.back}."
     stayed = f"the last few losses had a median of {spike.level:.4g} at step {spike.ended}"
     if spike.back is not None:
-        return f" It stayed up: {stayed}. It was back at step {spike.back}."
+        return f" It stayed up: {stayed}. It was back {_by(spike)} step {spike.back}."
     last = loss.latest[-1][0]
     later = "" if last == spike.ended else f", and the last {len(loss.latest)} one of {loss.recent:.4g} at step {last}"
     return f" It did not come back: {stayed}{later}."
+
+
+def _by(spike: _Spike) -> str:
+    return "by" if spike.late else "at"
+
+
+def _precedes(rise: Mapping[str, Any], spike: _Spike) -> bool:
+    """Whether a rate rose before the loss did, or may have, where the steps between were not heard."""
+    return bool(rise["by"] < spike.onset or (spike.after is not None and rise["after"] + 1 < spike.onset))
 
 
 def _reference(view: View) -> str:
@@ -347,7 +366,7 @@ def _harder(loss: LossBaseline) -> str:
 
 def _odd(spike: _Spike) -> bool:
     """Whether one batch stands out from those after it, which a change of the data or of the loss does not leave so."""
-    if len(spike.next) < LATEST:
+    if len(spike.next) < LATEST or spike.after is not None:  # it may have been higher before it was heard
         return False
     left = sorted(spike.next)[LATEST // 2] - spike.usual
     return spike.first - spike.usual >= ODD * max(left, 0.0)

@@ -100,10 +100,20 @@ class Together:
 
     Args:
         model: as the loop calls it, wrapped or sharded.
+        structure: its blocks.
+        cadence: of the samples.
+        sampled: hears of each sample.
+
+    Attributes:
+        sent: steps whose numbers are on their way to the host.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, structure: Structure, cadence: Cadence, sampled: Callable[[Sample], None]
+    ) -> None:
         self.rank = process_rank()
+        self.sent: list[Sent] = []
+        self._structure, self._cadence, self._sampled = structure, cadence, sampled
         self.distance: int | None = None
         self._peers = find_peers(model)
         self._reduction = Reduction(self._peers, marks=len(_RANKS) + 1)
@@ -115,10 +125,24 @@ class Together:
         """Whether this process has others."""
         return self._peers is not None
 
-    @property
-    def pending(self) -> bool:
-        """Whether a step was sent whose sample was not received."""
-        return self._own is not None
+    def deliver(self, *, wait: bool, leaving: bool = False) -> None:
+        """Hand on the samples that are there.
+
+        Args:
+            wait: wait for all.
+            leaving: but not long.
+        """
+        while True:
+            if self._own is not None:
+                sample = self.receive(wait=wait, leaving=leaving)
+                if sample is None:
+                    return
+                self._sampled(sample)
+            elif self.sent and (wait or self.sent[0].ready()):
+                own = measured(self.sent.pop(0), self._structure, self._cadence)
+                self.send(own, self._structure.sites)
+            else:
+                return
 
     def send(self, own: Measured, sites: tuple[Site, ...]) -> None:
         """Begin to add up a sampled step, after the sample before it was received.
@@ -162,22 +186,20 @@ class Together:
         self._asked |= any(row[-1] > 0 for row in reduced.marks)
         return self._sample(own, reduced)
 
-    def meet(self, step: int, cadence: Cadence, deliver: Callable[..., None], *, sampled: bool) -> None:
+    def meet(self, step: int, *, sampled: bool) -> None:
         """Take what all processes said with the last sample, at a step that is the same in all; alone, plan alone.
 
         Args:
             step: the present one.
-            cadence: of the samples.
-            deliver: waits for that sample.
             sampled: whether this step is sampled, so that the next one is to be planned.
         """
         if self.several:
-            deliver(wait=True)
+            self.deliver(wait=True)
             if self._asked:
-                cadence.ask(step, by_all=True)
+                self._cadence.ask(step, by_all=True)
                 self._asked = False
         if sampled:
-            cadence.plan(step, self.distance or cadence.every if self.several else None)
+            self._cadence.plan(step, self.distance or self._cadence.every if self.several else None)
 
     def close(self, *, failed: bool = False) -> None:
         """Tell the others that this process watches no more.

@@ -77,6 +77,7 @@ class Uncleared:
         self._fresh = True  # no backward pass came since the last step
         self._looked: bool | None = None  # whether they were all zeros at one of the looks of this step
         self._left: list[tuple[weakref.ref[nn.Parameter], tuple[int, int]]] = []  # as the last update left them
+        self._blind = False  # this step cannot be told of, as what the one before left was not seen
 
     @property
     def steps(self) -> int:
@@ -112,6 +113,10 @@ class Uncleared:
         """Hear that the gradients of this step were cleared."""
         self._whole = False
 
+    def forget(self) -> None:
+        """Hear that the steps before were not heard: the present one is not counted."""
+        self._left, self._whole, self._blind = [], False, True
+
     def updated(self, parameters: Iterable[nn.Parameter]) -> None:
         """End a step.
 
@@ -126,9 +131,10 @@ class Uncleared:
         if self.over:
             self.run = 0
             self._latest.clear()
-        else:
+        elif not self._blind:
             self.run = self.run + 1 if piled else 0
             self._latest.append(piled)
+        self._blind = False
         self._whole, self._added, self._fresh, self._looked = False, None, True, None
         self._left = [(weakref.ref(p), state_of(p.grad)) for p in parameters if p.grad is not None]
 
@@ -179,6 +185,11 @@ class Piles:
         """Hear that the gradients of this step were cleared."""
         for one in () if self.several else self._each:
             one.cleared()
+
+    def forget(self) -> None:
+        """Hear that the steps before were not heard."""
+        for one in self._each:
+            one.forget()
 
     def stepped(self, optimizer: Any, parameters: Callable[[int], Iterable[nn.Parameter]]) -> None:
         """Hear that an optimizer has stepped.
