@@ -65,9 +65,7 @@ class Engine:
         sampled: Callable[[Sample], None],
         first: int = 0,
     ) -> None:
-        self.model = model
-        self.cadence = cadence
-        self.steps = first
+        self.model, self.cadence, self.steps = model, cadence, first
         self.updates = 0  # steps of optimizers
         self.broken = False
         self.broke: Callable[[], None] = lambda: None  # called once it is
@@ -393,8 +391,8 @@ class Engine:
         alike = self.passes.alike.of(self.losses.constant.each or self.losses.constant.targets)
         of = losses[-1] if losses and steps[-1] == reading.step else None
         named = self.losses.known(of, lr=lr, alike_rows=alike, input_rms=self.passes.alike.size())
-        inside = self.coefficients.pack(reading.counted, self._device)
-        sent = Sent(reading.step, numbers, packed, steps, {**named, **self.logged}, inside, self._structure.where)
+        also = self.coefficients.pack(reading.counted, self._device), self._structure.where
+        sent = Sent(reading.step, numbers, packed, steps, {**named, **self.logged}, *also)
         sent.micro_batches, sent.tanh = self.micro_batches.take(), self._structure.tanh
         self.logged = {}
         self._together.sent.append(sent)

@@ -19,7 +19,8 @@ POWER: Final = 1.25
 class Falling:
     """With what power of the number of steps the size of a negative loss grows.
 
-    The loss is marked where the number of steps is a power of two, or as soon after it as one is heard. Its size grows without a bound, so far, if it is
+    The loss is marked where the number of steps is a power of two, or at the first behind it that is heard. Its
+    size grows without a bound, so far, if it is
     thirty times that of the first losses, and grew with a power of 1.25 or more over both of the last two marks
     that are at least a factor of two apart: as of outputs of several layers that all grow. The logarithm
     of a density whose width is learned falls by as much at each step at most, a reward or a contrastive loss comes down

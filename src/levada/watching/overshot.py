@@ -151,8 +151,8 @@ def _unseen(before: Before, sound: Sample | None, moved: Sequence[tuple[int, flo
         return ""
     return (
         f"The loss came up {leap:.3g}-fold {_within(before_it, onset)}, and the last sample before is of step "
-        f"{sound.step}, where steps were short ({sizes[-1]:.2g} of the median block's weights): what happened between was not seen, and "
-        f"the rate is not known to be why.{_alone(before, sound, onset)}"
+        f"{sound.step}, where steps were short ({sizes[-1]:.2g} of the median block's weights): what happened between "
+        f"was not seen, and the rate is not known to be why.{_alone(before, sound, onset)}"
     )
 
 

@@ -139,7 +139,8 @@ def with_before(finding: Finding, jump: Mapping[str, Any] | None, rise: Mapping[
     """
     claim, evidence = finding.claim, dict(finding.evidence)
     if jump is not None:
-        claim += f" Before it the loss jumped, {jump_in_words(jump['step'], jump.get('after'))}, from {jump['from']:.4g} to {jump['to']:.4g} at most."
+        when = jump_in_words(jump["step"], jump.get("after"))
+        claim += f" Before it the loss jumped, {when}, from {jump['from']:.4g} to {jump['to']:.4g} at most."
         evidence["loss_spike"] = jump
     if rise is not None:
         claim += f" {rise_in_words(rise)}"

@@ -319,12 +319,14 @@ def accumulated_gradients(view: View) -> Iterable[Finding]:
     suffers = view.given_back >= RISEN or view.nothing_learned
     which = int(float(view.sample.scalars.get("uncleared_optimizer", 0.0)))
     own = f" of optimizer {which} of {view.blocks.optimizers}" if which else ""
+    known = [step for step, _ in loss.latest]
+    heard = " that were heard" if known and known[-1] - known[0] >= len(known) else ""
     yield Finding(
         rule="accumulated_gradients",
         severity="error" if suffers else "warn",
         status="fired",
         claim=(
-            f"On {steps} of the last {of} steps{own}, up to step {view.step}, the gradients that the step before had "
+            f"On {steps} of the last {of} steps{own}{heard}, up to step {view.step}, the gradients that the step before had "
             "used were still there when the next ones arrived, and were added to."
         ),
         where={"first": names[0], "last": names[-1]},
