@@ -153,5 +153,5 @@ def test_a_rise_of_the_rate_is_known_by_its_step_though_no_sample_is_near():
     rates.sampled(0, 1.0)
     for step in range(40):
         rates.before_update(step, 1.0 / (1 + step) if step < 30 else 0.5)
-    assert rates.rises == (30,)
+    assert rates.rises == ((29, 30),)
     assert rates.changes == ((0, 1.0), (29, pytest.approx(1 / 30)), (30, 0.5))

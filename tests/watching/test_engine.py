@@ -604,6 +604,8 @@ def test_what_a_short_training_has_not_paid_for_is_said_with_the_steps_that_it_t
     go_on.step = 0
     go_on(500, own=0.0005)
     assert cadence.overhead > 0.038
+    assert cadence.told.endswith(" more steps)"), "once not every step is heard"
+    cadence.pauses = False
     assert cadence.told.endswith(" % (steps are too short for 1 %)")
     go_on(2, own=0.00001)  # a busy machine stretched the others
     assert cadence.told.endswith(" more steps)")

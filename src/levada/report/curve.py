@@ -14,6 +14,8 @@ __all__ = ["counted", "gaps", "is_wide", "loss_series", "of_whom", "told"]
 
 MAX_LOSSES: Final = 1200
 MAX_TOLD: Final = 3
+# So many stretches without a loss are pauses of a watch, of which one so many times as long as usual is none.
+PAUSES, LONG = 16, 8
 
 Losses = Sequence[tuple[int, float]]
 
@@ -22,14 +24,34 @@ def gaps(losses: Losses) -> list[tuple[int, int]]:
     """Give the first and the last step of each stretch that is missing.
 
     Of losses that come now and then only, as evaluations do, one is missing at more than twice the usual distance.
+    Where many stretches are missing, as of a watch that pauses on short steps, such as are eight times as long as usual
+    are.
 
     Example:
         >>> gaps([(0, 2.0), (1, 1.9), (4, 1.5), (5, 1.4)]), gaps([(0, 2.0), (20, 1.9), (40, 1.8)])
         ([(2, 3)], [])
     """
+    stretches = _stretches(losses)
+    if len(stretches) < PAUSES:
+        return stretches
+    most = LONG * median(b - a + 1 for a, b in stretches)
+    return [(a, b) for a, b in stretches if b - a + 1 > most]
+
+
+def _stretches(losses: Losses) -> list[tuple[int, int]]:
     usual = median([b - a for (a, _), (b, _) in pairwise(losses)] or [1])
     most = 1 if usual <= 1 else 2 * usual
     return [(a + 1, b - 1) for (a, _), (b, _) in pairwise(losses) if b - a > most]
+
+
+def _pauses(losses: Losses) -> str:
+    """Say from which step on a watch heard some steps only; "" where it did not pause."""
+    stretches = _stretches(losses)
+    if len(stretches) < PAUSES:
+        return ""
+    first, last = stretches[0][0], losses[-1][0]
+    heard = sum(step >= first for step, _ in losses)
+    return f" From step {first:,} on {heard:,} of {last - first + 1:,} steps were heard, as they are short."
 
 
 def loss_series(losses: Losses, label: str = "", shift: int = 0) -> dict[str, Any]:
@@ -123,7 +145,11 @@ def told(losses: Losses, series: Mapping[str, Any]) -> str:
     more = f", and {len(breaks) - MAX_TOLD:,} more" if len(breaks) > MAX_TOLD else ""
     missing = f" The line is broken where losses are missing: steps {', '.join(named)}{more}." if breaks else ""
     drawn = sum(y is not None for y in series["y"])
-    return missing + (" Of neighbouring steps the lowest and the highest are drawn." if drawn < len(losses) else "")
+    return (
+        _pauses(losses)
+        + missing
+        + (" Of neighbouring steps the lowest and the highest are drawn." if drawn < len(losses) else "")
+    )
 
 
 def of_whom(events: Iterable[Mapping[str, Any]]) -> str:

@@ -223,8 +223,9 @@ class Cadence:
             return 0
         spent = (self.samples + 1) * cost
         allowed = self.max_overhead * self._trained
-        left = max(allowed - self._idled, _AT_LEAST * allowed)
-        return max(0, math.ceil((spent - left) / self._room(idle, step) - 1e-9))
+        left = max(allowed - self._idled * self._dearer(idle), _AT_LEAST * allowed)
+        room = self._room(idle, self._bare(idle, step) if self._unheard else step)
+        return max(0, math.ceil((spent - left) / room - 1e-9))
 
     def pause(self, step: int) -> int:
         """Return how many steps from this one on are not to be heard, so that those that were are paid for."""
@@ -235,12 +236,13 @@ class Cadence:
         share = _AT_LEAST * self.max_overhead
         owed = share * self._trained < 2 * _FREE  # what was free is not paid back yet
         rate = share / 2 if owed else share
-        over = self._idled * self._dearer(idle) - rate * self._trained - _FREE * owed
+        heard = idle * self._dearer(idle)
+        over = self._idled * self._dearer(idle) + heard - rate * self._trained - _FREE * owed
         if not over > 0:
             return 0
-        usual = _HEARD * idle * self._dearer(idle)
         # What other programs took meanwhile is no reason to hear nothing for long.
-        steps = min(math.ceil(min(over + usual, _LONGEST * usual) / (rate * each)), self._next - step)
+        pays = min(over + (_HEARD - 1) * heard, _LONGEST * _HEARD * heard) / (rate * self._bare(idle, each))
+        steps = min(math.ceil(pays), self._next - step)
         if steps < _SHORTEST:
             return 0
         self.first_pause = step if self.first_pause is None else self.first_pause
@@ -252,14 +254,17 @@ class Cadence:
             return 1.0
         return min(max((statistics.median(self._plain) - statistics.median(self._unheard)) / idle, 1.0), _MOST)
 
+    def _bare(self, idle: float, step: float) -> float:
+        """Return the seconds of a step that is not heard."""
+        return statistics.median(self._unheard) if self._unheard else max(step - idle, 0.1 * step)
+
     def _room(self, idle: float, step: float) -> float:
         """Return the seconds that each step pays towards a sample."""
         return max(self.max_overhead * step - idle, _AT_LEAST * self.max_overhead * step)
 
     def affords(self, seconds: float) -> bool:
         """Return whether so much more keeps the share of all time so far within the limit."""
-        cost, _, _ = self._cost()
-        return self.samples * cost + self._idled + seconds <= self.max_overhead * self._trained
+        return self._taken() + seconds <= self.max_overhead * self._trained
 
     def plan(self, step: int, distance: int | None = None) -> None:
         """Choose the next sampled step after this one; with a distance that several processes agreed on, if given."""
@@ -349,11 +354,19 @@ class Cadence:
         share = _AT_LEAST * self.max_overhead
         if self.pauses and not self._agreed and idle * self._dearer(idle) > share * step:
             # What was free, and the samples so far, are within a half each.
-            return max(1, math.ceil((max(2 * _FREE, self.samples * cost) / share - self._trained) / step))
+            whole = max(2 * _FREE, self.samples * cost) / share
+            return max(1, math.ceil((whole - self._trained) / self._bare(idle, step)))
         allowed = self.max_overhead * step
         # On a busy machine the watch's code waits, too: steps are long enough for what the least of several takes.
         each = allowed - (idle if idle < allowed else min(self._idle))
         return math.ceil(over / each) if each > 0 else math.inf
+
+    @property
+    def heard(self) -> str:
+        """How many steps are heard, and since when not all are; "" while all are."""
+        if not self._passed_by or not self._heard:
+            return ""
+        return f", 1 step in {1 + self._passed_by / self._heard:,.0f} heard since step {self.first_pause:,}"
 
     @property
     def told(self) -> str:
@@ -361,13 +374,12 @@ class Cadence:
         if math.isnan(self.overhead):
             return "overhead not measured yet"
         told = f"overhead {100 * self.overhead:.2g} %"
-        heard = f", 1 step in {1 + self._passed_by / self._heard:,.0f} heard" if self._passed_by and self._heard else ""
         limit = f"{100 * self.max_overhead:.2g} %"
         if told.endswith(f" {limit}") or not (more := self.paid_in):
-            return f"{told}{heard}"
+            return f"{told}{self.heard}"
         if math.isinf(more):
             return f"{told} (steps are too short for {limit})"
-        return f"{told} ({limit} after {float(f'{more:.2g}'):,.0f} more step{'s' if more > 1 else ''}){heard}"
+        return f"{told} ({limit} after {float(f'{more:.2g}'):,.0f} more step{'s' if more > 1 else ''}){self.heard}"
 
     def wanted(self) -> int:
         """Return the distance that keeps the overhead below the limit, as far as measured."""

@@ -283,8 +283,8 @@ def _finding(spike: _Spike, view: View) -> Finding:
         severity=severity,
         status="fired",
         claim=(
-            f"The loss jumped {jump_in_words(spike.onset, spike.after)} from {spike.usual:.4g} to {spike.peak:.4g} at most, "
-            f"{spike.excess:.3g} standard deviations above its median.{_end(spike, view.loss)} {_why(spike)}"
+            f"The loss jumped {jump_in_words(spike.onset, spike.after)} from {spike.usual:.4g} to {spike.peak:.4g} at "
+            f"most, {spike.excess:.3g} standard deviations above its median.{_end(spike, view.loss)} {_why(spike)}"
             f"{_harder(view.loss)}"
         ),
         where={"first": first["site"], "last": first["site"]} if first else {},

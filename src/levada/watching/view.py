@@ -124,7 +124,7 @@ class View:
         rates: the learning rates of all samples, as far as they are known: step and rate of each change.
         model: the model, if it is at hand.
         off: for how long all units but one in a thousand have been off, as `silence`.
-        rises: the last steps at which the learning rate had at least doubled, each behind the last that was heard before.
+        rises: the last steps at which the learning rate had at least doubled, each behind the one heard before it.
         inputs: what is known of the rows of the batches.
     """
 

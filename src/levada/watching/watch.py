@@ -212,7 +212,8 @@ class Watch:
             raise UsageError("Watch.step: this watch counts its optimizer's steps. Leave out the call.")
         if not self._attached:
             raise UsageError("Watch.step: this watch was closed. Enter it again with `with`.")
-        self._before_update(self.steps, self._engine.losses.current())
+        if not self._engine.pauses.on:
+            self._before_update(self.steps, self._engine.losses.current())
         self._engine.finish()
 
     def leave(self, again: Callable[[], object] | None = None, loss: Tensor | None = None) -> None:

@@ -326,8 +326,8 @@ def accumulated_gradients(view: View) -> Iterable[Finding]:
         severity="error" if suffers else "warn",
         status="fired",
         claim=(
-            f"On {steps} of the last {of} steps{own}{heard}, up to step {view.step}, the gradients that the step before had "
-            "used were still there when the next ones arrived, and were added to."
+            f"On {steps} of the last {of} steps{own}{heard}, up to step {view.step}, the gradients that the step "
+            "before had used were still there when the next ones arrived, and were added to."
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={

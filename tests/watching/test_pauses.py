@@ -1,0 +1,504 @@
+"""Pauses: on short steps most are counted and not heard, so that watching stays below what was allowed."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from tests.watching.by_hand import data, loss_of, make, sgd
+from torch import nn
+
+import levada
+from levada.watching.falling import Falling
+from levada.watching.overhead import Cadence
+from levada.watching.spike import Spikes
+
+# Seconds: of a step, of the watch's own code on one that is not sampled, of a sample.
+STEP, OWN, SAMPLE = 5e-4, 1.5e-4, 1e-3
+
+
+class Trained:
+    """A cadence, and a training of steps of half a millisecond that it plans."""
+
+    def __init__(self, *, own=OWN, step=STEP, max_overhead=0.01, real=1.0, every=20):
+        self.cadence = Cadence(every=every, max_overhead=max_overhead, regardless=11)
+        self.own, self.seconds, self.real = own, step, real
+        self.step, self.spent, self.trained, self.heard, self.pauses = 0, 0.0, 0.0, [], []
+
+    def go_on(self, until):
+        while self.step < until:
+            sampled = self.cadence.due(self.step)
+            own = SAMPLE if sampled else self.own
+            took = own if sampled else own * self.real
+            self.cadence.count(sampled, own=own, seconds=self.seconds + took)
+            self.spent += took
+            self.trained += self.seconds + took
+            self.heard.append(self.step)
+            if sampled:
+                self.cadence.plan(self.step)
+            self.step += 1
+            length = 0 if self.cadence.due(self.step) else self.cadence.pause(self.step)
+            if length:
+                self.cadence.timed(False, length * self.seconds, length)
+                self.pauses.append((self.step, length))
+                self.trained += length * self.seconds
+                self.step += length
+
+
+def test_what_is_heard_and_sampled_of_short_steps_comes_to_the_share_that_was_allowed():
+    run = Trained()
+    run.go_on(3000)
+    assert len(run.heard) == 3000, "the first half second of it is free"
+    run.go_on(1_500_000)
+    assert run.spent / run.trained == pytest.approx(0.01, rel=0.1)
+    assert run.cadence.overhead == pytest.approx(run.spent / run.trained, rel=0.02)
+    assert run.cadence.told.startswith("overhead 1 %, 1 step in ")
+    assert "since step 3,3" in run.cadence.told
+    # Two steps in a row are heard between two pauses, or a sampled one.
+    pairs = [later - (at + length) for (at, length), (later, _) in zip(run.pauses, run.pauses[1:], strict=False)]
+    assert set(pairs) <= {*range(1, 8)}
+    assert pairs.count(1) + pairs.count(2) > 0.9 * len(pairs)
+
+
+def test_more_may_be_heard_where_more_was_allowed_and_nothing_is_left_out_where_steps_are_long():
+    dear, cheap = Trained(max_overhead=0.1), Trained()
+    for run in (dear, cheap):
+        run.go_on(200_000)
+    assert 5 * len(cheap.heard) < len(dear.heard) < 200_000
+    for whole in (Trained(max_overhead=1.0), Trained(max_overhead=math.inf), Trained(step=0.05)):
+        whole.go_on(20_000)
+        assert len(whole.heard) == 20_000
+        assert whole.cadence.heard == ""
+
+
+def test_what_torch_takes_to_call_hooks_is_known_by_the_steps_that_are_not_heard():
+    told, twice = Trained(), Trained(real=2.0)
+    for run in (told, twice):
+        run.go_on(1_500_000)
+    assert len(twice.heard) < 0.7 * len(told.heard)
+    assert twice.cadence.overhead == pytest.approx(twice.spent / twice.trained, rel=0.05)
+    assert twice.cadence.overhead == pytest.approx(0.01, rel=0.15)
+
+
+def test_the_steps_until_it_is_paid_for_are_those_that_it_takes():
+    run = Trained()
+    run.go_on(8000)
+    told = run.cadence.paid_in
+    assert run.cadence.overhead > 0.02
+    assert f"(1 % after {float(f'{told:.2g}'):,.0f} more steps)" in run.cadence.told
+    run.go_on(8000 + told)
+    assert run.cadence.overhead < 0.0115
+
+
+def test_no_step_that_is_sampled_or_asked_for_falls_into_a_pause():
+    run = Trained()
+    run.go_on(4000)
+    assert run.pauses
+    run.cadence.ask(run.step)
+    run.go_on(run.step + 127)
+    assert [step for step in run.heard if step > 4000][-120:] == [*range(run.step - 120, run.step)]
+    assert run.cadence.pause(run.cadence._next - 3) == 0
+
+
+def test_processes_that_agree_on_their_samples_make_no_pause():
+    run = Trained()
+    run.go_on(300)
+    run.cadence.plan(run.step, 50)
+    before = len(run.pauses)
+    run.go_on(20_000)
+    assert len(run.pauses) == before == 0
+    assert "steps are too short for 1 %" in run.cadence.told
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Plan pauses by hand: the first step of each -> its length."""
+    plan = {}
+
+    def pause(self, step):
+        return plan.get(step, 0) if self.pauses else 0
+
+    monkeypatch.setattr(Cadence, "pause", pause)
+    return plan
+
+
+def follow(model, optimizer, steps, *, before=lambda step: None, **watching):
+    """Train for so many steps, and return the watch and the losses by step."""
+    losses = []
+    with levada.watch(model, optimizer, **{"every": 1000, "max_overhead": 1e9, **watching}) as watch:
+        for step, x in enumerate(data(steps)):
+            before(step)
+            optimizer.zero_grad()
+            loss = loss_of(model, x)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return watch, losses
+
+
+class Hears:
+    """A listener that keeps the steps and losses that it hears of."""
+
+    def __init__(self):
+        self.heard, self.samples = [], []
+
+    def before_update(self, step, loss):
+        self.heard.append((step, math.nan if loss is None else loss.item()))
+
+    def sampled(self, sample):
+        self.samples.append(sample)
+
+    def close(self):
+        pass
+
+
+def test_steps_in_a_pause_are_counted_and_the_others_keep_their_numbers_losses_and_samples(planned):
+    planned |= {3: 5, 10: 4}
+    hears, model = Hears(), make()
+    watch, losses = follow(model, sgd(model), 20, every=9, listeners=[hears])
+    heard = [*range(3), 8, 9, *range(14, 20)]
+    assert watch.steps == 20
+    assert hears.heard == [(step, pytest.approx(losses[step])) for step in heard]
+    assert [sample.step for sample in hears.samples] == [0, 9, 18]
+    assert [step for sample in hears.samples for step, _ in sample.losses] == [*range(3), 8, 9, *range(14, 19)]
+    twin = make()
+    whole, _ = follow(twin, sgd(twin), 20, every=9)
+    for ours, theirs in zip(hears.samples, whole.samples, strict=True):
+        for name, values in theirs.values.items():
+            assert torch.equal(
+                ours.values[name],
+                values,
+            ) or torch.allclose(ours.values[name], values, equal_nan=True)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_nothing_of_a_pass_is_kept_or_measured_in_a_pause(planned):
+    planned |= {3: 5}
+    model, seen = make(), []
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+        assert watch.last_pass is None
+        for x in data(8):
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            seen.append((watch.last_pass is not None, bool(watch.inputs)))
+            optimizer.step()
+    assert seen == [*[(True, True)] * 3, *[(False, False)] * 5]
+    assert watch.passed == 3
+
+
+def test_a_watch_that_is_closed_or_left_in_a_pause_tells_of_what_it_knows(planned):
+    planned |= {3: 100}
+    model = make()
+    optimizer = sgd(model)
+    watch, _ = follow(model, optimizer, 9)
+    assert watch.steps == 9
+    assert watch.report().verdict == "unknown"
+    with watch:
+        optimizer.zero_grad()
+        loss_of(model, data(1)[0]).backward()
+        optimizer.step()
+    assert watch.steps == 10
+    assert watch.passed == 4
+    model = make()
+    optimizer = sgd(model)
+    with pytest.raises(KeyError), levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+        for x in data(9):
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            optimizer.step()
+        raise KeyError
+    assert watch.steps == 9
+
+
+def test_weights_that_turn_nan_in_a_pause_are_told_at_its_end_without_a_step_that_nobody_saw(planned):
+    planned |= {30: 20}
+    model = make()
+
+    def break_it(step):
+        if step == 41:
+            with torch.no_grad():
+                model.blocks[1].linear.bias.fill_(math.nan)
+
+    watch, _ = follow(model, sgd(model), 55, before=break_it)
+    finding = watch.findings[0]
+    assert (finding.rule, finding.evidence["step"], finding.evidence["entered_after"]) == ("numerical_overflow", 50, 29)
+    assert finding.claim.startswith("The loss of step 50 is not finite, and that of step 29, heard before it, was: ")
+    assert "behind step 29" in finding.claim
+    assert "the first that is not finite" not in finding.claim
+
+
+def test_weights_that_turn_nan_in_the_last_pause_are_told_at_the_end(planned):
+    planned |= {30: 100}
+    model = make()
+    watch, losses = follow(
+        model, sgd(model), 60, before=lambda step: model.head.bias.data.fill_(math.nan) if step == 58 else None
+    )
+    assert math.isnan(losses[-1])
+    assert [finding.rule for finding in watch.findings] == ["numerical_overflow"]
+    assert "behind step 29" in watch.findings[0].claim
+    assert watch.findings[0].evidence["seen_at"] == 59
+
+
+def test_a_loop_that_makes_no_update_any_more_ends_the_pause_and_is_told(planned):
+    planned |= {30: 10_000}
+    model = make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+        for step, x in enumerate(data(200)):
+            optimizer.zero_grad()
+            loss = loss_of(model, x * (math.nan if step >= 60 else 1))
+            if not torch.isfinite(loss):
+                continue
+            loss.backward()
+            optimizer.step()
+    assert watch.steps == 60
+    assert [(finding.rule, finding.severity) for finding in watch.findings] == [("skipped_steps", "error")]
+
+
+def test_passes_of_validation_and_of_many_micro_batches_end_no_pause(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]):
+        for _ in range(16):
+            optimizer.zero_grad()
+            for x in data(30):
+                (loss_of(model, x) / 30).backward()
+            optimizer.step()
+            with torch.no_grad():
+                for x in data(100):
+                    model(x)
+    assert [step for step, _ in hears.heard] == [*range(4), 14, 15]
+
+
+def test_a_step_that_a_scaler_skips_ends_a_pause_and_is_counted(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=4.0)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        for step, x in enumerate(data(16)):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, x) * (math.inf if step == 7 else 1)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert watch.steps == 16
+    assert [step for step, _ in hears.heard] == [*range(4), *range(8, 16)]
+
+
+def test_optimizers_that_take_turns_or_step_within_the_backward_pass_have_no_pauses():
+    model = make()
+    first, second = sgd(model.blocks), sgd(model.head)
+    with levada.watch(model, [first, second], every=1000, max_overhead=1e9) as watch:
+        for step, x in enumerate(data(6)):
+            optimizer = (first, second)[step % 2]
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            optimizer.step()
+    assert not watch._engine.cadence.pauses
+    assert watch.steps == 6
+    model = make()
+    each = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+    def update(p):
+        each[p].step()
+        each[p].zero_grad()
+
+    for p in each:
+        p.register_post_accumulate_grad_hook(update)
+    with levada.watch(model, [*each.values()], every=1000, max_overhead=1e9) as watch:
+        for x in data(6):
+            loss_of(model, x).backward()
+    assert not watch._engine.cadence.pauses
+    assert watch.steps == 6
+
+
+def test_an_optimizer_that_rests_for_the_first_time_in_a_pause_ends_it(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    first, second = sgd(model.blocks), sgd(model.head)
+    with levada.watch(model, [first, second], every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        for step, x in enumerate(data(16)):
+            first.zero_grad()
+            second.zero_grad()
+            loss_of(model, x).backward()
+            first.step()
+            if step < 7:
+                second.step()
+    assert watch.steps == 16
+    assert [step for step, _ in hears.heard] == [*range(4), *range(8, 16)]
+
+
+def test_a_loop_that_ends_its_steps_itself_is_heard_again_behind_a_pause(planned):
+    planned |= {4: 6}
+    hears, model = Hears(), make()
+    with levada.watch(model, None, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        for x in data(12):
+            model.zero_grad()
+            loss_of(model, x).backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.1 * p.grad
+            watch.step()
+    assert watch.steps == 12
+    assert [step for step, _ in hears.heard] == [*range(4), 10, 11]
+
+
+def test_a_closure_that_an_optimizer_calls_is_heard_again_behind_a_pause(planned):
+    planned |= {3: 4}
+    hears, model = Hears(), make()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        for x in data(9):
+
+            def closure(x=x):
+                optimizer.zero_grad()
+                loss = loss_of(model, x)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    assert watch.steps == 9
+    assert [step for step, _ in hears.heard] == [0, 1, 2, 7, 8]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_compiled_model_is_not_compiled_again_for_a_pause(planned, when):
+    planned |= {4: 3, 9: 3}
+    model = make()
+    called = torch.compile(model, backend="aot_eager") if when == "before" else model
+    optimizer = sgd(model)
+    hears = Hears()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with levada.watch(called, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+            if when == "after":
+                called = torch.compile(model, backend="aot_eager")
+            for x in data(14):
+                optimizer.zero_grad()
+                loss_of(called, x).backward()
+                optimizer.step()
+                compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert watch.steps == 14
+    assert [step for step, _ in hears.heard] == [*range(4), 7, 8, 12, 13]
+    assert len({*compiled[3:]}) == 1
+
+
+def test_two_watches_pause_each_by_itself(monkeypatch):
+    model, other = make(), make(seed=1)
+    optimizer, second = sgd(model), sgd(other)
+    hears, hears_other = Hears(), Hears()
+    with (
+        levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch,
+        levada.watch(other, second, every=1000, max_overhead=1e9, listeners=[hears_other]),
+    ):
+        watch._engine.cadence.pause = lambda step: 5 if step == 3 else 0
+        for x in data(12):
+            for one, opt in ((model, optimizer), (other, second)):
+                opt.zero_grad()
+                loss_of(one, x).backward()
+                opt.step()
+    assert [step for step, _ in hears.heard] == [*range(3), *range(8, 12)]
+    assert [step for step, _ in hears_other.heard] == [*range(12)]
+
+
+def test_gradients_that_are_never_cleared_are_counted_by_the_steps_that_were_compared(planned):
+    planned |= {4 + 6 * k: 4 for k in range(30)}
+    model = make()
+    optimizer = sgd(model, lr=1e-4)
+    with levada.watch(model, optimizer, every=20, max_overhead=1e9) as watch:
+        for x in data(150):
+            loss_of(model, x).backward()
+            optimizer.step()
+    piled = [finding for finding in watch.findings if finding.rule == "accumulated_gradients"]
+    assert piled
+    assert piled[0].evidence["steps_with_old_gradients"] == piled[0].evidence["of"] - 1
+    assert "steps that were heard, up to step" in piled[0].claim
+
+
+def test_a_loss_that_jumped_in_a_pause_is_told_between_the_steps_that_were_heard(planned):
+    planned |= {200: 30}
+    layer = nn.Linear(1, 1, bias=False)
+    scale = nn.Parameter(torch.ones(()))
+    model = nn.Sequential(layer, nn.Identity())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    with levada.watch(model, optimizer, every=20, max_overhead=1e9) as watch:
+        for step in range(300):
+            x = 1 + 0.01 * torch.randn(8, 1, generator=generator)
+            optimizer.zero_grad()
+            factor = 50.0 if step >= 211 else 1.0
+            (factor * (model(x) * scale.detach() - 2.0).square().mean()).backward()
+            optimizer.step()
+    jump = next(finding for finding in watch.findings if finding.rule == "loss_spike")
+    assert jump.claim.startswith("The loss jumped between steps 199 and 230 from ")
+    assert (jump.evidence["after"], jump.evidence["step"]) == (199, 230)
+    assert "stands out" not in jump.claim
+
+
+def test_a_rate_that_rose_in_a_pause_may_have_raised_the_loss_that_was_heard_behind_it(planned):
+    planned |= {200: 30}
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    generator = torch.Generator().manual_seed(0)
+    with levada.watch(model, optimizer, every=20, max_overhead=1e9) as watch:
+        for step in range(330):
+            if step == 205:
+                optimizer.param_groups[0]["lr"] = 0.6
+            x = torch.randn(32, 4, generator=generator)
+            optimizer.zero_grad()
+            (model(x)[:, 0] - x.sum(1)).square().mean().backward()
+            optimizer.step()
+    jump = next(finding for finding in watch.findings if finding.rule == "loss_spike")
+    assert "The learning rate rose from 0.05 to 0.6 between steps 199 and 230." in jump.claim
+    assert jump.evidence["learning_rate"] == {"from": 0.05, "to": 0.6, "after": 199, "by": 230}
+
+
+def test_a_spike_that_is_back_behind_a_pause_is_back_by_then():
+    from levada.watching.baseline import LossBaseline
+
+    spikes, baseline = Spikes(), LossBaseline(warm_up=8)
+    for step in range(140):
+        loss = 2.0 - 0.01 * step + 0.01 * (step % 3)
+        spikes.see_loss(step, loss, baseline)
+        baseline.add(step, loss)
+    spikes.see_loss(200, 40.0, baseline)
+    for step in range(300, 308):
+        spikes.see_loss(step, 0.6, baseline)
+    spike = spikes._ended[0]
+    assert (spike.onset, spike.after, spike.back, spike.late) == (200, 139, 304, False)
+
+
+def test_the_power_of_a_falling_loss_is_of_its_steps_however_few_are_heard():
+    whole, few = Falling(), Falling()
+    for step in range(1, 20_001):
+        loss = 2.3 - 0.01 * step**1.5
+        whole.add(step, loss)
+        if step < 1000 or step % 50 < 2:
+            few.add(step, loss)
+    assert few.power == pytest.approx(whole.power, abs=0.02) == pytest.approx(1.5, abs=0.05)
+    slow = Falling()
+    for step in range(1, 20_001):
+        if step < 1000 or step % 50 < 2:
+            slow.add(step, 2.3 - 0.1 * step)
+    assert slow.power < 1.1
+    assert not slow.unbounded
+
+
+def test_a_watch_that_pauses_is_copied_and_trained_as_before(planned):
+    planned |= {3: 50}
+    model = make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9):
+        for x in data(6):
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            optimizer.step()
+        twin = copy.deepcopy(model)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    loss_of(twin, data(1)[0]).backward()
