@@ -29,6 +29,9 @@ Make = Callable[[], tuple[nn.Module, Tensor]]
 Spent = tuple[float, float]
 """Seconds of a round by the clock, and of processor time, all threads together."""
 
+LONG = 20_000
+"""Steps after which the half second is spent in which every step of a short one is heard."""
+LATE = f"after {LONG:,} steps"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -182,21 +185,27 @@ def compare(name: str, make: Make, what: str, target: float | None, steps: int, 
 
 
 def alone(watch: Watch, steps: Program) -> Program:
-    """Let a watch hear of its own rounds alone, and its clock begin with each.
+    """Let a watch hear of its own rounds alone, and its clock stand still between them.
 
     Else it looks around each backward pass of this thread, those of the unwatched copy too, which pay for it then; and
     it takes the other copy's turn for a step of its own.
     """
-    losses = watch._engine.losses
+    losses, clock = watch._engine.losses, watch._engine._clock
     losses.close()
+    left = time.perf_counter()
 
     def run() -> Any:
+        nonlocal left
         losses.open()
-        watch._engine._clock.tick(None)
+        if isinstance(clock._last, float):  # a pause may last over several rounds
+            clock._last += time.perf_counter() - left
+        else:
+            clock.tick(None)
         try:
             return steps()
         finally:
             losses.close()
+            left = time.perf_counter()
 
     return run
 
@@ -229,6 +238,9 @@ def rounds(
             }.get(what, {})
             watch = stack.enter_context(levada.watch(pair[1], optimizers[1], **options))
         timed = watched if watch is None else alone(watch, watched)
+        for run in (baseline, timed) if what.endswith(LATE) else ():
+            for _ in range(LONG // steps):
+                run()
         compare_times(baseline, timed, repetitions=repetitions)
         told = {} if watch is None else {"said": round(watch.overhead, 5), "distance": watch.sampling}
     return (spent[0][-repetitions:], spent[1][-repetitions:]), told
@@ -259,6 +271,8 @@ def cases(quick: bool) -> Iterator[Callable[[], Iterator[Row]]]:
     for what in ("", ", mixed precision", ", recorded"):
         small = functools.partial(mlp, 8)
         yield functools.partial(compare, "MLP, 8 layers of 64", small, f"a step not sampled{what}", 1.002, 50, 31)
+    small = functools.partial(mlp, 8)
+    yield functools.partial(compare, "MLP, 8 layers of 64", small, f"default settings, {LATE}", 1.01, 1000, 31)
     for what in ("empty hook behind the optimizer's step", "empty hooks, all that a watch has"):
         small = functools.partial(mlp, 8)
         yield functools.partial(compare, "MLP, 8 layers of 64", small, what, None, 50, 31)

@@ -58,7 +58,7 @@ def test_what_is_heard_and_sampled_of_short_steps_comes_to_the_share_that_was_al
     # Two steps in a row are heard between two pauses, or a sampled one.
     pairs = [later - (at + length) for (at, length), (later, _) in zip(run.pauses, run.pauses[1:], strict=False)]
     assert set(pairs) <= {*range(1, 8)}
-    assert pairs.count(1) + pairs.count(2) > 0.9 * len(pairs)
+    assert pairs.count(1) + pairs.count(2) > 0.8 * len(pairs)
 
 
 def test_more_may_be_heard_where_more_was_allowed_and_nothing_is_left_out_where_steps_are_long():

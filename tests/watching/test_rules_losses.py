@@ -367,7 +367,7 @@ def test_before_the_update_weights_of_several_blocks_name_none():
 
     finding = seen_before_update(spoil)
     assert finding.where == {}
-    assert "2 parameters of several blocks hold NaN or Inf since the update of step 0" in finding.claim
+    assert "2 parameters of several blocks hold NaN or Inf since an update behind step 0;" in finding.claim
 
 
 def test_before_the_update_broken_inputs_are_named():

@@ -10,7 +10,7 @@ from tests.watching.by_hand import NAMES, agree, by_hand, data, loss_of, make, r
 from torch import nn
 
 import levada
-from levada.watching.engine import Engine
+from levada.watching.together import Together
 from levada.watching.judge import Judge
 from levada.watching.weights import Weights
 
@@ -225,7 +225,7 @@ def test_no_second_of_own_code_is_counted_twice(monkeypatch, kind):
 
         monkeypatch.setattr(owner, name, slow)
 
-    for owner, name in ((Engine, "_deliver"), (Weights, "after"), (Judge, "before_update")):
+    for owner, name in ((Together, "deliver"), (Weights, "after"), (Judge, "before_update")):
         slowed(owner, name)
     for name in ("losses", "overhead", "engine", "passes"):
         monkeypatch.setattr(f"levada.watching.{name}.time", clock)

@@ -216,8 +216,8 @@ class Watch:
     Attributes:
         enabled: whether it looks on.
         every: smallest number of steps between samples; the first 11, which a verdict needs, come so often.
-        max_overhead: largest share of the training time that it may take, beyond the first 11 samples and what hooks
-            take of short steps.
+        max_overhead: largest share of the training time that it may take, once the first 11 samples, and half a second
+            for the steps between them, are paid for.
         live: whether it is shown in the terminal.
     """
 

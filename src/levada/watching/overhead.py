@@ -26,6 +26,7 @@ _ANYWAY = 2  # times that they are taken whatever they cost
 _FREE = 0.5  # seconds of own code on steps that are not sampled, before any is not heard: nobody minds half a second
 _HEARD = 2  # steps in a row that are heard between two pauses, so that each can be compared with one before it
 _SHORTEST, _LONGEST = 4, 4.0  # steps of a pause; times that it is as long as it takes to pay for those two
+_CALM = 2.0  # times the least of the last steps that own code takes by itself; more is what other programs took
 _KNOWN, _MOST = 3, 3.0  # pauses, before hearing is measured by them; times of own code that it may then cost
 _MEET = 8  # steps after a sample, by when the numbers of all processes have long arrived
 
@@ -165,6 +166,7 @@ class Cadence:
         self._longer: deque[float] = deque(maxlen=_SAMPLES)
         self._whole: deque[float] = deque(maxlen=_SAMPLES)
         self._unheard: deque[float] = deque(maxlen=_REMEMBERED)  # seconds of a step in each of the last pauses
+        self._calm = 0.0  # of that, what the watch takes where no other program takes the processor meanwhile
         self.pauses = True  # whether there may be any: a step's end is told by optimizers that all step in it
         self.first_pause: int | None = None  # the step at which the first one began
         self._passed_by = self._heard = 0  # since then: steps that were not heard, and that were, but for samples
@@ -229,18 +231,18 @@ class Cadence:
 
     def pause(self, step: int) -> int:
         """Return how many steps from this one on are not to be heard, so that those that were are paid for."""
+        if not self.pauses or self._calm <= _FREE or math.isinf(self.max_overhead):
+            return 0
         _, idle, each = self._cost()
-        waits = self._planned < self._regardless or bool(self._asked)
-        if not self.pauses or self._agreed or waits or math.isinf(self.max_overhead) or not each > 0:
+        if self._agreed or self._asked or self._planned < self._regardless or not each > 0:
             return 0
         share = _AT_LEAST * self.max_overhead
         owed = share * self._trained < 2 * _FREE  # what was free is not paid back yet
         rate = share / 2 if owed else share
         heard = idle * self._dearer(idle)
-        over = self._idled * self._dearer(idle) + heard - rate * self._trained - _FREE * owed
+        over = self._calm * self._dearer(idle) + heard - rate * self._trained - _FREE * owed
         if not over > 0:
             return 0
-        # What other programs took meanwhile is no reason to hear nothing for long.
         pays = min(over + (_HEARD - 1) * heard, _LONGEST * _HEARD * heard) / (rate * self._bare(idle, each))
         steps = min(math.ceil(pays), self._next - step)
         if steps < _SHORTEST:
@@ -292,6 +294,7 @@ class Cadence:
         else:
             self._idle.append(own)
             self._idled += own
+            self._calm += min(own, _CALM * min(self._idle))
             self._heard += self.first_pause is not None
         if seconds is not None:
             self.timed(sampled, seconds)

@@ -39,7 +39,7 @@ class OwnPasses:
 
     def open(self) -> None:
         """Hear of the passes that this thread calls, until another runs the model."""
-        self._open, self.paused = True, False
+        self._open = True
         self._last, self._update = threading.get_ident(), 0
         self._forward = {self._last}
 

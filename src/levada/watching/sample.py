@@ -43,7 +43,7 @@ class Sample:
             told), "uncleared_optimizer" (whose steps these are, from 1, where there are several), "alike_rows" (of the
             batch, if all are the same one, else 0), "input_rms" (root mean square of the floating-point numbers that
             the model was given in this process), where they are known, and what the user logged.
-        losses: step and loss of every step since the sample before this one, as far as the loss was seen.
+        losses: step and loss of every step since the sample before this one, as far as it was heard.
         rank: the process that measured it.
         tanh: numbers of the blocks whose output is that of a tanh, as autograd shows.
         taken: what lies inside of layers: how streams are mixed, and gates.
@@ -94,7 +94,7 @@ class Listener(Protocol):
     """
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
-        """Hear, before every update of the weights, of the loss that the backward pass began at, on its device."""
+        """Hear, before every update of the weights but in a pause, of the loss that the backward pass began at, on its device."""
 
     def sampled(self, sample: Sample) -> None:
         """Hear of a sampled step, when its numbers are on the host."""

@@ -324,10 +324,10 @@ def watch(
     """Watch a training loop, which stays as it is: signals by block and step, at a cost that nobody minds.
 
     A step ends with `optimizer.step()`. Sampled are steps at least `every` apart; after the 11 that a verdict needs,
-    further apart if more than `max_overhead` of the time would go into it. On others nothing is attached to the blocks:
-    elements of the outermost lists of modules, in the order in which they run in the first sampled step. Where the loss
-    jumps (on a GPU if a run is kept), or a block misses its gradient, seven more are sampled: twice, then if paid for.
-
+    further apart if more than `max_overhead` of the time would go into it. On others no block has a hook: elements of
+    the outermost lists of modules, in the order in which they run in the first sampled step. Where the loss jumps (on a
+    GPU if a run is kept), or a block misses its gradient, seven more are sampled: twice, then if paid for. Most steps
+    too short to be heard for that share are only counted, once half a second went into it.
     It watches from this call on until `close()`, which the end of a with-block calls; entering the watch again goes on.
 
     The signals are those of `WATCHED`: of several micro-batches, or calls of one block, the mean square over all
@@ -342,7 +342,7 @@ def watch(
             as "s3://bucket/run": written to a local folder, and mirrored. A training that goes on from a checkpoint
             gives `levada.watching.Continue(folder, step)`.
         every: smallest distance between sampled steps.
-        max_overhead: largest share of the training time, as measured while it runs, once the first 11 are paid for.
+        max_overhead: largest share of the training time, once the first samples, and half a second, are paid for.
         scaler: what scales the loss, such as a `torch.amp.GradScaler`.
         live: whether a view is shown on standard error; "plain" for lines even in a terminal.
         listeners: who hears of the samples.
