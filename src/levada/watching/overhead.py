@@ -25,7 +25,7 @@ _AFTER = (1, 3, 7, 15, 31, 63, 127)
 _ANYWAY = 2  # times that they are taken whatever they cost
 _FREE = 0.5  # seconds of own code on steps that are not sampled, before any is not heard: nobody minds half a second
 _HEARD = 2  # steps in a row that are heard between two pauses, so that each can be compared with one before it
-_SHORTEST, _LONGEST = 4, 4.0  # steps of a pause; times that it is as long as it takes to pay for those two
+_SHORTEST, _LONGEST = 4, 500  # steps of a pause
 _CALM = 2.0  # times the least of the last steps that own code takes by itself; more is what other programs took
 _KNOWN, _MOST = 3, 3.0  # pauses, before hearing is measured by them; times of own code that it may then cost
 _MEET = 8  # steps after a sample, by when the numbers of all processes have long arrived
@@ -243,8 +243,8 @@ class Cadence:
         over = self._calm * self._dearer(idle) + heard - rate * self._trained - _FREE * owed
         if not over > 0:
             return 0
-        pays = min(over + (_HEARD - 1) * heard, _LONGEST * _HEARD * heard) / (rate * self._bare(idle, each))
-        steps = min(math.ceil(pays), self._next - step)
+        pays = (over + (_HEARD - 1) * heard) / (rate * self._bare(idle, each))
+        steps = min(math.ceil(pays), _LONGEST, self._next - step)
         if steps < _SHORTEST:
             return 0
         self.first_pause = step if self.first_pause is None else self.first_pause
