@@ -61,6 +61,7 @@ class Reading:
         triton: name of a module that has both, too.
         sizes: `Sizes`, of the same arguments.
         vmap: the operation's rule, if it has a better one than to call it for each entry.
+        fits: whether whoever calls it has looked at all shapes.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Reading:
         triton: str,
         sizes: Callable[..., Sizes],
         vmap: Kernel | None = None,
+        fits: bool = False,
     ) -> None:
         tensors, options, results, kept = schema
         self.tensors, self.results, self.keeps = len(tensors), len(results), len(kept)
         self.required = [k for k, result in enumerate(results) if not result.endswith("?")]
         self.reference, self.cpu, self.sizes = reference, cpu, sizes
+        self.fits = fits
         self._alone = len([*results, *kept]) == 1  # an operation returns a single tensor as no tuple
         as_given = _first if self._alone else _same
         given = [*map(_typed, tensors)]
@@ -216,7 +219,8 @@ class _Read(torch.autograd.Function):
         *leading, n, width = state.shape
         given = state.reshape(-1, n, width), *others, *options
         if is_direct(*tensors):
-            reading.require(given)  # as the dispatcher's kernels do
+            if not reading.fits:
+                reading.require(given)  # as the dispatcher's kernels do
             found = reading.cpu.read(*given)
         else:
             found = reading.operation(*given)

@@ -83,5 +83,6 @@ READ: Final[Reading] = Reading(
     cpu=cpu,
     triton="levada.ops.manifold.triton",
     sizes=sizes,
+    fits=True,  # `read_streams` and `write_and_read` look
     vmap=lambda info, dims, *arguments: _vmap(READ.operation, info, dims, *arguments),
 )
