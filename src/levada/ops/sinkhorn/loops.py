@@ -59,11 +59,7 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
                 kernel[i, j, b] = exp(kernel[i, j, b] - most[b])
     rows[0] = one
     if n == 4 and tokens == TOKENS:
-        flat = kernel.reshape(16 * TOKENS), rows.reshape(rows.size), columns.reshape(columns.size)
-        if epsilon == 0:
-            _steps_of_four(*flat, None)
-        else:
-            _steps_of_four(*flat, epsilon)
+        _steps_of_four(kernel.reshape(16 * TOKENS), rows.reshape(rows.size), columns.reshape(columns.size), epsilon)
         return
     # Matrices are the innermost loop, of whole rows: sums over a token's entries would not fill the vector units.
     for t in range(iterations):
@@ -95,16 +91,7 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
 
 @compiled
 def _quotient(one, epsilon, before, k0, k1, k2, k3, v0, v1, v2, v3):
-    total = (k0 * v0 + k1 * v1) + (k2 * v2 + k3 * v3)
-    if epsilon is None:  # another function to the compiler: a division takes as long as twenty products
-        return one / total
-    return one / (epsilon / before + total)
-
-
-@compiled
-def _carried(epsilon, part, before):
-    """Return what the gradient by a factor leaves to that by the one before it."""
-    return part - part if epsilon is None else epsilon * part / before
+    return one / (epsilon / before + ((k0 * v0 + k1 * v1) + (k2 * v2 + k3 * v3)))
 
 
 @compiled
@@ -142,7 +129,7 @@ def _steps_of_four(k, rows, columns, epsilon):
 
 
 @compiled
-def _back_of_four(by_mix, k, rows, columns, by_row, by_column, by_rows, by_columns, epsilon):
+def _back_of_four(by_mix, k, rows, columns, epsilon, by_row, by_column, by_rows, by_columns):
     """Go back through the same: what each step takes from the gradient is kept, and taken off at the end."""
     step, n = 4 * TOKENS, TOKENS
     for at in range(len(columns) - step, -1, -step):
@@ -152,11 +139,8 @@ def _back_of_four(by_mix, k, rows, columns, by_row, by_column, by_rows, by_colum
             v, w, x, y = by_row[b], by_row[n + b], by_row[2 * n + b], by_row[3 * n + b]
             v, w, x, y = v * s[b], w * s[n + b], x * s[2 * n + b], y * s[3 * n + b]
             q[b], q[n + b], q[2 * n + b], q[3 * n + b] = v, w, x, y
-            by_row[b], by_row[n + b] = _carried(epsilon, v, r[b]), _carried(epsilon, w, r[n + b])
-            by_row[2 * n + b], by_row[3 * n + b] = (
-                _carried(epsilon, x, r[2 * n + b]),
-                _carried(epsilon, y, r[3 * n + b]),
-            )
+            by_row[b], by_row[n + b] = epsilon * v / r[b], epsilon * w / r[n + b]
+            by_row[2 * n + b], by_row[3 * n + b] = epsilon * x / r[2 * n + b], epsilon * y / r[3 * n + b]
             e, f, g, h = k[b], k[4 * n + b], k[8 * n + b], k[12 * n + b]
             by_column[b] -= c[b] * ((e * v + f * w) + (g * x + h * y))
             e, f, g, h = k[n + b], k[5 * n + b], k[9 * n + b], k[13 * n + b]
@@ -172,11 +156,8 @@ def _back_of_four(by_mix, k, rows, columns, by_row, by_column, by_rows, by_colum
             v, w, x, y = by_column[b], by_column[n + b], by_column[2 * n + b], by_column[3 * n + b]
             v, w, x, y = v * c[b], w * c[n + b], x * c[2 * n + b], y * c[3 * n + b]
             q[b], q[n + b], q[2 * n + b], q[3 * n + b] = v, w, x, y
-            by_column[b], by_column[n + b] = _carried(epsilon, v, p[b]), _carried(epsilon, w, p[n + b])
-            by_column[2 * n + b], by_column[3 * n + b] = (
-                _carried(epsilon, x, p[2 * n + b]),
-                _carried(epsilon, y, p[3 * n + b]),
-            )
+            by_column[b], by_column[n + b] = epsilon * v / p[b], epsilon * w / p[n + b]
+            by_column[2 * n + b], by_column[3 * n + b] = epsilon * x / p[2 * n + b], epsilon * y / p[3 * n + b]
             e, f, g, h = k[b], k[n + b], k[2 * n + b], k[3 * n + b]
             by_row[b] -= r[b] * ((e * v + f * w) + (g * x + h * y))
             e, f, g, h = k[4 * n + b], k[5 * n + b], k[6 * n + b], k[7 * n + b]
@@ -214,16 +195,12 @@ def normalise_backward(by_mix, softmax, kernel, rows, columns, iterations, epsil
                 by_column[j, b] += entry
     of_four = n == 4 and tokens == TOKENS
     if of_four:
-        taken, half = parts.reshape(parts.size), parts.size // 2
-        flat = (
+        flat, half = parts.reshape(parts.size), parts.size // 2
+        _back_of_four(
             by_mix.reshape(16 * TOKENS), kernel.reshape(16 * TOKENS), rows.reshape(rows.size),
-            columns.reshape(columns.size), by_row.reshape(4 * TOKENS), by_column.reshape(4 * TOKENS),
-            taken[:half], taken[half:],
+            columns.reshape(columns.size), epsilon, by_row.reshape(4 * TOKENS), by_column.reshape(4 * TOKENS),
+            flat[:half], flat[half:],
         )  # fmt: skip
-        if epsilon == 0:
-            _back_of_four(*flat, None)
-        else:
-            _back_of_four(*flat, epsilon)
     for t in range(-1 if of_four else iterations - 1, -1, -1):
         for i in range(n):
             for b in range(tokens):
