@@ -16,8 +16,8 @@ _LINEAR: Final[Any] = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", Non
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Return `left @ right`.
 
-    oneDNN, which comes with PyTorch, uses vector units whole on all processors; MKL, which `torch.mm` calls, takes 1.2
-    to 2.3 times as long on one of AMD with AVX-512.
+    oneDNN comes with PyTorch, and MKL, which `torch.mm` calls, takes up to 2.3 times as long on a processor of AMD with
+    AVX-512, which it leaves half unused.
 
     Args:
         left: a matrix, in any order of memory.
