@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from levada._errors import UsageError
 from levada.ops import _define, sinkhorn
@@ -294,6 +296,28 @@ def test_the_dispatcher_knows_it():
     for options in ((20, 0.0), (3, 1e-3)):
         torch.library.opcheck(torch.ops.levada.sinkhorn.default, (logits.clone().requires_grad_(), *options))
         torch.library.opcheck(torch.ops.levada.sinkhorn_backward.default, (logits, cotangent, *options))
+
+
+def test_what_is_recorded_is_the_operation_and_no_constant(kernels):
+    """A kernel that is called without the dispatcher leaves nothing in a graph but its numbers."""
+    first, second = drawn(5, 4, 4), drawn(5, 4, 4, seed=1)
+    graph = make_fx(lambda x: sinkhorn(x, 3))(first)
+    torch.testing.assert_close(graph(second), alternating(second, 3))
+
+    def by_logits(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(sinkhorn(x, 3).square().sum(), x)[0]
+
+    torch.testing.assert_close(make_fx(by_logits)(first)(second), by_logits(second))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert sinkhorn(first, 3).shape == first.shape
+
+
+def test_numbers_that_are_not_in_memory_as_they_are(kernels):
+    logits = drawn(5, 4, 4)
+    torch.testing.assert_close(sinkhorn(torch._neg_view(-logits), 3), alternating(logits, 3))  # with the sign aside
+    zeros = torch._efficientzerotensor((2, 4, 4))
+    torch.testing.assert_close(sinkhorn(zeros, 3), torch.full((2, 4, 4), 0.25))
 
 
 def test_the_operation_under_vmap():

@@ -61,6 +61,7 @@ class _Ahead(torch.autograd.Function):
         written, others = tensors[:4], tensors[4:]
         leading = tensors[0].shape[:-2]
         new = cpu.write(*(_flat(x, len(leading)) for x in written))
+        reading.require((new, *others, *options))
         found: tuple[Tensor, ...] = reading.cpu.read(new, *others, *options)
         results, kept = [*found[: reading.results], new], found[reading.results :]
         if len(leading) != 1:

@@ -11,12 +11,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from levada.ops import _kernels
 from levada.ops._define import import_kernels
-from levada.ops._kernels import takes
 
 __all__ = ["TOGETHER", "added", "array_of", "blocks_of", "loops_for", "number_of", "rows_of"]
 
 TOGETHER: Final = 2**20  # elements of the streams that one thread takes at a time; of fewer, products are slow
+
+_TYPE, _ON_CPU = operator.attrgetter("dtype"), operator.attrgetter("is_cpu")
 
 
 def loops_for(module: str, state: Tensor, *others: Tensor | None) -> ModuleType | None:
@@ -27,7 +29,12 @@ def loops_for(module: str, state: Tensor, *others: Tensor | None) -> ModuleType 
         state: the streams.
         *others: the parameters.
     """
-    if not takes(state, *(x for x in others if x is not None)) or not state.numel():
+    # Called four times a layer: no frame of Python for each tensor.
+    given = [state, *[x for x in others if x is not None]]
+    kinds = {*map(_TYPE, given)}
+    if not _kernels._FOUND or len(kinds) > 1 or not kinds <= _kernels.TYPES or not all(map(_ON_CPU, given)):
+        return None
+    if not state.numel():
         return None
     return import_kernels(module, "numba")
 

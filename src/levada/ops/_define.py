@@ -7,13 +7,15 @@ import functools
 import importlib
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from levada.ops._fitting import Signature, requirement
 
 __all__ = [
     "Kernel",
@@ -37,7 +39,7 @@ _LIBRARY: Final[Any] = torch.library.Library("levada", "FRAGMENT")  # type: igno
 
 def define(
     name: str,
-    schema: str,
+    signature: Signature,
     *,
     reference: Kernel,
     kernels: Mapping[str, Kernel],
@@ -50,7 +52,7 @@ def define(
 
     Args:
         name: the operation's name.
-        schema: arguments and results, as in `(Tensor x) -> Tensor`.
+        signature: what it takes: what does not fit it is refused.
         reference: what runs on devices without a kernel of their own.
         kernels: kernels by the dispatcher's key, `CPU` or `CUDA`.
         fake: the shapes and types of the results, for tracing.
@@ -59,16 +61,28 @@ def define(
         backward: the gradients by the arguments; None for an operation of which nobody asks for any.
     """
     qualified = f"levada::{name}"
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.define(name + signature.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    checked = functools.partial(_checked, requirement(name, signature))
+    _LIBRARY.impl(name, checked(reference), "CompositeExplicitAutograd")
     for key, kernel in kernels.items():
-        _LIBRARY.impl(name, kernel, key)
-    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+        _LIBRARY.impl(name, checked(kernel), key)
+    torch.library.register_fake(qualified, checked(fake), lib=_LIBRARY)
     torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     operation: Kernel = getattr(torch.ops.levada, name).default
     return operation
+
+
+def _checked(require: Callable[[Sequence[Any]], None], kernel: Kernel) -> Kernel:
+    """Return what the dispatcher calls: somebody may have called it by `torch.ops`, with anything."""
+
+    @functools.wraps(kernel)
+    def call(*given: Any) -> Any:
+        require(given)
+        return kernel(*given)
+
+    return call
 
 
 _observers: list[object] = []

@@ -83,8 +83,10 @@ def over_addresses(function: Callable[..., Any], tensors: Sequence[Tensor], *opt
     if not all(map(Tensor.is_contiguous, tensors)):
         strides = [x.stride() for x in tensors]
         raise ValueError(f"tensors of which addresses are taken must be contiguous, got strides {strides}. Copy them.")
-    addresses = tuple([x.data_ptr() for x in tensors])
+    addresses = tuple(map(Tensor.data_ptr, tensors))
     ends = _ends(len(tensors[0]), tensors[0].numel())
+    if len(ends) == 2:
+        return [function(addresses, 0, ends[1], *options)]
     return _together(function, [[addresses, a, b, *options] for a, b in itertools.pairwise(ends)], tensors)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import Kernel, define, empty_like, is_direct, one_by_one, triton_or_reference
+from levada.ops._fitting import Signature, requirement
 
-__all__ = ["Reading", "Schema", "go_back"]
+__all__ = ["Reading", "Schema", "Sizes", "go_back"]
 
 
 class Schema(NamedTuple):
@@ -32,6 +33,20 @@ class Schema(NamedTuple):
     kept: Sequence[str]
 
 
+class Sizes(NamedTuple):
+    """Shapes of what a reading takes and gives, tokens first.
+
+    Attributes:
+        given: of the tensors that it takes.
+        results: of what it returns.
+        kept: of what it returns behind that, for the way back.
+    """
+
+    given: tuple[tuple[int, ...], ...]
+    results: tuple[tuple[int, ...], ...]
+    kept: tuple[tuple[int, ...], ...] = ()
+
+
 class Reading:
     """An operation that reads streams, and its gradient.
 
@@ -44,8 +59,9 @@ class Reading:
         reference: has `read_and_keep`, and `read_backward` with derivatives, which makes again what it is not given.
         cpu: has `read` and `read_backward`.
         triton: name of a module that has both, too.
-        fake: shapes and types of all that is returned.
+        sizes: `Sizes`, of the same arguments.
         vmap: the operation's rule, if it has a better one than to call it for each entry.
+        fits: whether whoever calls it has looked at all shapes.
     """
 
     def __init__(
@@ -56,26 +72,31 @@ class Reading:
         reference: ModuleType,
         cpu: ModuleType,
         triton: str,
-        fake: Kernel,
+        sizes: Callable[..., Sizes],
         vmap: Kernel | None = None,
+        fits: bool = False,
     ) -> None:
         tensors, options, results, kept = schema
-        self.tensors, self.results = len(tensors), len(results)
+        self.tensors, self.results, self.keeps = len(tensors), len(results), len(kept)
         self.required = [k for k, result in enumerate(results) if not result.endswith("?")]
-        self.reference, self.cpu, self.fake = reference, cpu, fake
+        self.reference, self.cpu, self.sizes = reference, cpu, sizes
+        self.fits = fits
         self._alone = len([*results, *kept]) == 1  # an operation returns a single tensor as no tuple
         as_given = _first if self._alone else _same
         given = [*map(_typed, tensors)]
         by = [_typed(f"by_{result}") for result in (*results, "new?")]
+        written = f"({_listed(*given, options)}) -> ({_listed(*['Tensor'] * len([*results, *kept]))})"
+        signature = Signature(written, lambda *arguments: sizes(*arguments).given)
+        self.require = requirement(name, signature)
         registered = define(
             name,
-            f"({_listed(*given, options)}) -> ({_listed(*['Tensor'] * len([*results, *kept]))})",
+            signature,
             reference=as_given(reference.read_and_keep),
             kernels={
                 "CPU": as_given(cpu.read),
                 "CUDA": as_given(triton_or_reference(triton, "read", reference.read_and_keep)),
             },
-            fake=as_given(fake),
+            fake=as_given(self.fake),
             vmap=vmap or self._one_by_one,
             setup_context=self.context,
             backward=self.derivative,
@@ -83,7 +104,11 @@ class Reading:
         self.operation: Kernel = (lambda *arguments: (registered(*arguments),)) if self._alone else registered
         self.gradient = define(
             f"{name}_backward",
-            f"({_listed(*by, *given, *map(_typed, kept), options)}) -> ({_listed(*['Tensor'] * self.tensors)})",
+            Signature(
+                f"({_listed(*by, *given, *map(_typed, kept), options)}) -> ({_listed(*['Tensor'] * self.tensors)})",
+                self._gradient_shapes,
+                self._gradient_types,
+            ),
             reference=reference.read_backward,
             kernels={
                 "CPU": cpu.read_backward,
@@ -102,6 +127,12 @@ class Reading:
         own = self.tensors - 1
         found: tuple[Tensor, ...] = _Read.apply(self, others[own:], state, *others[:own])  # type: ignore[no-untyped-call]
         return found
+
+    def fake(self, state: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        """Return memory for all that is returned: weights and what is kept are of float32 at least."""
+        _, (x, *results), kept = self.sizes(state, *others)
+        full = torch.promote_types(state.dtype, torch.float32)
+        return state.new_empty(x), *(state.new_empty(shape, dtype=full) for shape in (*results, *kept))
 
     def by(self, function: Kernel, state: Tensor, *others: Any) -> tuple[Tensor, ...]:
         """Return the same by a function of streams with tokens first, such as the operation."""
@@ -154,6 +185,18 @@ class Reading:
         found, axes = one_by_one(self.operation, *given)
         return (found[0], axes[0]) if self._alone else (found, axes)
 
+    def _gradient_shapes(self, *arguments: Any) -> tuple[tuple[int, ...], ...]:
+        first = self.results + 1  # behind what arrives
+        last = first + self.tensors
+        given, results, kept = self.sizes(*arguments[first:last], *arguments[last + self.keeps :])
+        return *results, given[0], *given, *kept
+
+    def _gradient_types(self, *arguments: Any) -> tuple[torch.dtype | None, ...]:
+        state = arguments[self.results + 1].dtype
+        full = torch.promote_types(state, torch.float32)
+        by = state, *(full,) * (self.results - 1), state
+        return *by, *(None,) * self.tensors, *(full,) * self.keeps
+
     def _gradient_fake(self, *arguments: Any) -> tuple[Tensor, ...]:
         first = self.results + 1  # behind what arrives
         state, parameter, *others = arguments[first : first + self.tensors]
@@ -174,8 +217,13 @@ class _Read(torch.autograd.Function):
         state, *others = tensors
         assert state is not None
         *leading, n, width = state.shape
-        function = reading.cpu.read if is_direct(*tensors) else reading.operation
-        found = function(state.reshape(-1, n, width), *others, *options)
+        given = state.reshape(-1, n, width), *others, *options
+        if is_direct(*tensors):
+            if not reading.fits:
+                reading.require(given)  # as the dispatcher's kernels do
+            found = reading.cpu.read(*given)
+        else:
+            found = reading.operation(*given)
         reading.keep(ctx, tensors, options, found[reading.results :])
         results = found[: reading.results]
         if len(leading) == 1:

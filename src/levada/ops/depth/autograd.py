@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from levada.ops._define import define, empty_like, is_observed, is_special, triton_or_reference
+from levada.ops._fitting import MisfitError, Signature
 from levada.ops.depth import cpu, reference
 
 __all__ = ["differentiable_attend", "differentiable_mix"]
@@ -139,6 +140,39 @@ def _each(name: str) -> Any:
     return rule
 
 
+def _axes(sources: Sequence[Tensor]) -> tuple[torch.Size, int]:
+    """Return the axes of tokens that all sources have, and the width."""
+    if not sources:
+        raise MisfitError("sources must be a tensor or more, got none")
+    if not sources[0].ndim:
+        raise MisfitError("sources must be (..., dim), got ()")
+    return sources[0].shape[:-1], sources[0].shape[-1]
+
+
+def _attend_shapes(query: Tensor, sources: Sequence[Tensor], *_: Any) -> tuple[Any, ...]:
+    leading, dim = _axes(sources)
+    return (*query.shape[:-1][:1], dim), (*leading, dim)
+
+
+def _attend_backward_shapes(cotangent: Tensor, query: Tensor, sources: Sequence[Tensor], *_: Any) -> tuple[Any, ...]:
+    leading, dim = _axes(sources)
+    ways, count = query.shape[:-1][:1], len(sources)
+    queries = ways[0] if ways else 1
+    kept = (*leading, queries, count), (*leading, count)
+    return (*ways, *leading, dim), (*ways, dim), (*leading, dim), *kept
+
+
+def _mix_shapes(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Any, ...]:
+    leading, dim = _axes(sources)
+    ways = weights.shape[-2:-1]
+    return (*(leading if weights.ndim > 2 else ()), *ways, len(sources)), (*leading, dim)
+
+
+def _mix_backward_shapes(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Any, ...]:
+    rows, source = _mix_shapes(weights, sources)
+    return (*weights.shape[-2:-1], *source), rows, source
+
+
 def _attend_fake(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,11 +197,12 @@ def _mix_backward_fake(cotangent: Tensor, weights: Tensor, sources: Sequence[Ten
     return empty_like(weights), [empty_like(x) for x in sources]
 
 
-def _define(name: str, schema: str, fake: Any, setup_context: Any = None, backward: Any = None) -> Any:
+def _define(name: str, signature: Signature, fake: Any, *derivative: Any) -> Any:
     plain = getattr(reference, name)
+    setup_context, backward = derivative or (None, None)
     return define(
         f"depth_{name}",
-        schema,
+        signature,
         reference=plain,
         kernels={"CPU": getattr(cpu, name), "CUDA": triton_or_reference(_KERNELS, name, plain)},
         fake=fake,
@@ -179,18 +214,39 @@ def _define(name: str, schema: str, fake: Any, setup_context: Any = None, backwa
 
 _ATTEND = _define(
     "attend",
-    "(Tensor query, Tensor[] sources, float epsilon, float factor, bool normal) -> (Tensor, Tensor, Tensor)",
+    Signature(
+        "(Tensor query, Tensor[] sources, float epsilon, float factor, bool normal) -> (Tensor, Tensor, Tensor)",
+        _attend_shapes,
+    ),
     _attend_fake,
     _attend_context,
     _attend_derivative,
 )
 _ATTEND_BACKWARD = _define(
     "attend_backward",
-    "(Tensor cotangent, Tensor query, Tensor[] sources, Tensor products, Tensor inverse, float factor, bool normal)"
-    " -> (Tensor, Tensor[])",
+    Signature(
+        "(Tensor cotangent, Tensor query, Tensor[] sources, Tensor products, Tensor inverse, float factor, bool normal)"
+        " -> (Tensor, Tensor[])",
+        _attend_backward_shapes,
+        lambda cotangent, query, *_: (None, None, None, query.dtype, query.dtype),
+    ),
     _attend_backward_fake,
 )
-_MIX = _define("mix", "(Tensor weights, Tensor[] sources) -> Tensor", _mix_fake, _mix_context, _mix_derivative)
+_MIX = _define(
+    "mix",
+    Signature(
+        "(Tensor weights, Tensor[] sources) -> Tensor",
+        _mix_shapes,
+    ),
+    _mix_fake,
+    _mix_context,
+    _mix_derivative,
+)
 _MIX_BACKWARD = _define(
-    "mix_backward", "(Tensor cotangent, Tensor weights, Tensor[] sources) -> (Tensor, Tensor[])", _mix_backward_fake
+    "mix_backward",
+    Signature(
+        "(Tensor cotangent, Tensor weights, Tensor[] sources) -> (Tensor, Tensor[])",
+        _mix_backward_shapes,
+    ),
+    _mix_backward_fake,
 )

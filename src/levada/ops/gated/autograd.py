@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
 from torch import Tensor
 
-from levada.ops._reading import Reading, Schema
+from levada.ops._fitting import axes
+from levada.ops._reading import Reading, Schema, Sizes
 from levada.ops.gated import cpu, reference
 
 __all__ = ["READ"]
 
 
-def _fake(
-    state: Tensor, gain: Tensor, down: Tensor, up: Tensor, projection: Tensor | None, epsilon: float
-) -> tuple[Tensor, ...]:
-    tokens, n, width = state.shape
-    rows = 0 if projection is None else len(projection)
-    full = torch.promote_types(state.dtype, torch.float32)
-    kept = (state.new_empty(tokens, size, dtype=full) for size in (rows, len(down) + rows, n))
-    return state.new_empty(tokens, width), *kept
+def _sizes(state: Tensor, gain: Tensor, down: Tensor, up: Tensor, projection: Tensor | None, epsilon: float) -> Sizes:
+    tokens, n, dim = axes("state", state, "tokens", "n", "dim")
+    rank, _ = axes("down", down, "rank", "n dim")
+    writes = 0 if projection is None else n
+    given = (tokens, n, dim), (n, dim), (rank, n * dim), (n * dim, rank), (n, n * dim)
+    return Sizes(given, ((tokens, dim), (tokens, writes)), ((tokens, rank + writes), (tokens, n)))
 
 
 READ: Final = Reading(
@@ -34,5 +32,5 @@ READ: Final = Reading(
     reference=reference,
     cpu=cpu,
     triton="levada.ops.gated.triton",
-    fake=_fake,
+    sizes=_sizes,
 )

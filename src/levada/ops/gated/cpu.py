@@ -12,6 +12,7 @@ from torch.nn import functional
 from levada.ops._cpu import added, array_of, blocks_of, loops_for, rows_of
 from levada.ops._define import empty_like
 from levada.ops._precision import full_precision
+from levada.ops._products import add_product, product, product_into
 from levada.ops.gated import reference
 
 __all__ = ["read", "read_backward"]
@@ -31,16 +32,16 @@ def read(
     state, factors, weights = state.contiguous(), array_of(gain), reference.stacked(down, projection)
     x, inverse = state.new_empty(tokens, width), state.new_empty(tokens, n)
     found = state.new_empty(tokens, len(weights))
-    features, gate = (state.new_empty(rows_of(state), n, width) for _ in range(2))
+    features = state.new_empty(rows_of(state), n, width)
     with full_precision(state):
         for part in blocks_of(state):
             streams, logits = part(state), part(found)
             several = len(streams)
-            some, gates = features[:several], gate[:several].view(several, size)
+            some = features[:several]
             loops.over_tokens(loops.normalise, [streams, part(inverse), some], factors, epsilon, False)
-            torch.mm(some.view(several, size), weights.t(), out=logits)
-            torch.mm(functional.silu(logits[:, :rank] / n), up.t(), out=gates).sigmoid_()
-            loops.over_tokens(loops.average, [gate[:several], some, part(x)])
+            product_into(logits, some.view(several, size), weights.t())
+            gates = product(functional.silu(logits[:, :rank] / n), up.t()).sigmoid_()
+            loops.over_tokens(loops.average, [gates.view(several, n, width), some, part(x)])
     return x, 2 * torch.sigmoid(found[:, rank:] / n), found, inverse
 
 
@@ -59,7 +60,7 @@ def read_backward(
     state, factors, by_x = state.contiguous(), array_of(gain), by_x.contiguous()
     arrives = state if by_new is None else by_new.contiguous()
     by_state, by_found = empty_like(state), torch.empty_like(found)
-    features, gate = (state.new_empty(rows_of(state), n, width) for _ in range(2))
+    features = state.new_empty(rows_of(state), n, width)
     logits, writes = found[:, :rank] / n, torch.sigmoid(found[:, rank:] / n)
     narrow, sigma = functional.silu(logits), torch.sigmoid(logits)
     by_found[:, rank:] = by_writes * writes * (1 - writes) * (2 / n)
@@ -70,15 +71,14 @@ def read_backward(
             tensors = [*map(part, (arrives, state, inverse, by_state))]
             _, streams, norms, by_streams = tensors
             several = len(streams)
-            some, gates = features[:several], gate[:several].view(several, size)
+            some, gates = features[:several], product(part(narrow), up.t()).sigmoid_()
             loops.over_tokens(loops.normalise, [streams, norms, some], factors, epsilon, True)
-            torch.mm(part(narrow), up.t(), out=gates).sigmoid_()
-            loops.over_tokens(loops.by_gates, [part(by_x), gate[:several], some, by_streams])
-            by_up.addmm_(gates.t(), part(narrow))
+            loops.over_tokens(loops.by_gates, [part(by_x), gates.view(several, n, width), some, by_streams])
+            add_product(by_up, gates.t(), part(narrow))
             back = part(by_found)
-            torch.mul(gates @ up, part(slope), out=back[:, :rank])
-            by_streams.view(several, size).addmm_(back, weights)
-            by_weights.addmm_(back.t(), some.view(several, size))
+            torch.mul(product(gates, up), part(slope), out=back[:, :rank])
+            add_product(by_streams.view(several, size), back, weights)
+            add_product(by_weights, back.t(), some.view(several, size))
             sums += loops.over_tokens(loops.by_streams, tensors, factors, by_new is not None)
     by_gain = torch.from_numpy(added(sums, gain.dtype))
     by_projection = gain.new_empty(0) if projection is None else by_weights[rank:].clone()

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
-from levada.ops._reading import Reading, Schema
+from levada.ops._fitting import axes
+from levada.ops._reading import Reading, Schema, Sizes
 from levada.ops.hyper import cpu, reference
 
 __all__ = ["READ"]
 
 
-def _fake(state: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    tokens, n, width = state.shape
-    full = torch.promote_types(state.dtype, torch.float32)
-    shapes = [(n,), (n, n), (n,), (n, n + 2), (n, 2)]
-    return state.new_empty(tokens, width), *(state.new_empty(tokens, *shape, dtype=full) for shape in shapes)
+def _sizes(state: Tensor, *_: Any) -> Sizes:
+    tokens, n, dim = axes("state", state, "tokens", "n", "dim")
+    given = (tokens, n, dim), (n,), (n, n), (n,), (n + 2, dim), (1,), (1,), (dim,), (dim,)
+    results = (tokens, dim), (tokens, n), (tokens, n, n), (tokens, n)
+    return Sizes(given, results, ((tokens, n, n + 2), (tokens, n, 2)))
 
 
 READ: Final = Reading(
@@ -31,5 +31,5 @@ READ: Final = Reading(
     reference=reference,
     cpu=cpu,
     triton="levada.ops.hyper.triton",
-    fake=_fake,
+    sizes=_sizes,
 )

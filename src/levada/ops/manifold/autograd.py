@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import one_by_one
-from levada.ops._reading import Reading, Schema
+from levada.ops._fitting import axes, require_iterations
+from levada.ops._reading import Reading, Schema, Sizes
 from levada.ops.manifold import cpu, reference
 from levada.ops.manifold.reference import Form
 
-__all__ = ["FORM", "READ", "differentiable_read"]
+__all__ = ["FORM", "READ", "differentiable_read", "sizes"]
 
 FORM: Final = (
     "bool mixes, int iterations, float epsilon, float read_epsilon, float write_epsilon, float norm_epsilon, "
@@ -59,11 +60,15 @@ def _vmap(function: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, An
     return tuple(y.unflatten(0, (info.batch_size, -1)) for y in found), (0,) * len(found)
 
 
-def _fake(state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    tokens, n, width = state.shape
-    shapes = [(n,), (n,), (n if Form(*options).mixes else 0, n), (projection.shape[0],), ()]
-    full = torch.promote_types(state.dtype, torch.float32)
-    return state.new_empty(tokens, width), *(state.new_empty(tokens, *shape, dtype=full) for shape in shapes)
+def sizes(state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any) -> Sizes:
+    """Return the shapes that belong to streams, tokens first."""
+    tokens, n, dim = axes("state", state, "tokens", "n", "dim")
+    form = Form(*options)
+    require_iterations(form.iterations)
+    rows, mixed = (n * (2 + n), n) if form.mixes else (2 * n, 0)
+    given = (tokens, n, dim), (rows, n * dim), (3 if form.mixes else 2,), (rows,)
+    results = (tokens, dim), (tokens, n), (tokens, n), (tokens, mixed, n)
+    return Sizes(given, results, ((tokens, rows), (tokens,)))
 
 
 READ: Final[Reading] = Reading(
@@ -77,6 +82,7 @@ READ: Final[Reading] = Reading(
     reference=reference,
     cpu=cpu,
     triton="levada.ops.manifold.triton",
-    fake=_fake,
+    sizes=sizes,
+    fits=True,  # `read_streams` and `write_and_read` look
     vmap=lambda info, dims, *arguments: _vmap(READ.operation, info, dims, *arguments),
 )

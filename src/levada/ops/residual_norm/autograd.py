@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from levada.ops._define import Kernel, define, empty_like, one_more_axis, triton_or_reference
+from levada.ops._fitting import Signature, axes
 from levada.ops.residual_norm import cpu, reference
 
 __all__ = ["differentiable_residual_norm"]
@@ -83,6 +84,16 @@ def _backward_vmap(info: Any, dims: Any, *given: Any) -> tuple[tuple[Tensor, ...
     return torch.vmap(reference.residual_norm_backward, in_dims=tuple(dims))(*given), (0, 0, 0)
 
 
+def _shapes(state: Tensor, out: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    tokens, dim = axes("state", state, "tokens", "dim")
+    return (tokens, dim), (tokens, dim), (dim,), (dim,)
+
+
+def _backward_shapes(by_new: Tensor, by_normed: Tensor, new: Tensor, *_: Any) -> tuple[Any, ...]:
+    tokens, dim = axes("new", new, "tokens", "dim")
+    return (tokens, dim), (tokens, dim), (tokens, dim), (dim,)
+
+
 def _fake(state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return empty_like(state), empty_like(state)
 
@@ -97,7 +108,10 @@ def _backward_fake(
 
 _FORWARD: Kernel = define(
     "residual_norm",
-    "(Tensor state, Tensor out, Tensor? weight, Tensor? bias, bool centred, float eps) -> (Tensor, Tensor)",
+    Signature(
+        "(Tensor state, Tensor out, Tensor? weight, Tensor? bias, bool centred, float eps) -> (Tensor, Tensor)",
+        _shapes,
+    ),
     reference=reference.residual_norm,
     kernels={"CPU": cpu.residual_norm, "CUDA": triton_or_reference(_KERNELS, "residual_norm", reference.residual_norm)},
     fake=_fake,
@@ -107,8 +121,11 @@ _FORWARD: Kernel = define(
 )
 _BACKWARD: Kernel = define(
     "residual_norm_backward",
-    "(Tensor by_new, Tensor by_normed, Tensor new, Tensor? weight, bool centred, float eps, bool shifted) "
-    "-> (Tensor, Tensor, Tensor)",
+    Signature(
+        "(Tensor by_new, Tensor by_normed, Tensor new, Tensor? weight, bool centred, float eps, bool shifted) "
+        "-> (Tensor, Tensor, Tensor)",
+        _backward_shapes,
+    ),
     reference=reference.residual_norm_backward,
     kernels={
         "CPU": cpu.residual_norm_backward,

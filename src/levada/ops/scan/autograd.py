@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from levada.ops._define import define, empty_like, triton_or_reference
+from levada.ops._fitting import MisfitError, Signature
 from levada.ops.scan import cpu, reference
 
 __all__ = ["differentiable_scan"]
@@ -171,6 +172,13 @@ def _gradients_vmap(
     return _SCAN_BACKWARD(*tensors, log), (1, 1, 0)
 
 
+def _shapes(value: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of gates, what comes with each step, and the state before the first one."""
+    if not value.ndim or not len(value):
+        raise MisfitError(f"there must be a step or more along the first axis, got {tuple(value.shape)}")
+    return value.shape, value.shape, value.shape[1:]
+
+
 def _scan_fake(gate: Tensor, value: Tensor, initial: Tensor, log: bool) -> Tensor:
     return empty_like(value)
 
@@ -181,7 +189,10 @@ def _gradients_fake(cotangent: Tensor, gate: Tensor, states: Tensor, initial: Te
 
 _SCAN = define(
     "scan",
-    "(Tensor gate, Tensor value, Tensor initial, bool log) -> Tensor",
+    Signature(
+        "(Tensor gate, Tensor value, Tensor initial, bool log) -> Tensor",
+        lambda gate, value, initial, log: _shapes(value),
+    ),
     reference=reference.scan,
     kernels={"CPU": cpu.scan, "CUDA": triton_or_reference("levada.ops.scan.triton", "scan", reference.scan)},
     fake=_scan_fake,
@@ -191,7 +202,10 @@ _SCAN = define(
 )
 _SCAN_BACKWARD = define(
     "scan_backward",
-    "(Tensor cotangent, Tensor gate, Tensor states, Tensor initial, bool log) -> (Tensor, Tensor, Tensor)",
+    Signature(
+        "(Tensor cotangent, Tensor gate, Tensor states, Tensor initial, bool log) -> (Tensor, Tensor, Tensor)",
+        lambda cotangent, gate, states, initial, log: (states.shape, *_shapes(states)),
+    ),
     reference=reference.scan_backward,
     kernels={
         "CPU": cpu.scan_backward,

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._define import Kernel, define, empty_like, is_observed, is_special, one_more_axis, triton_or_reference
+from levada.ops._define import (
+    Kernel,
+    define,
+    empty_like,
+    is_direct,
+    is_observed,
+    is_special,
+    one_more_axis,
+    triton_or_reference,
+)
+from levada.ops._fitting import Signature, axes, require_iterations
 from levada.ops.sinkhorn import cpu, reference
 
 __all__ = ["differentiable_sinkhorn"]
@@ -50,12 +60,12 @@ def _derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
 
 
 class _Sinkhorn(torch.autograd.Function):
-    """The matrices, by the kernel of the device; on a CPU nothing is left to dispatch, which would take as long."""
+    """The matrices, by the kernel of the device; a CPU's is a plain function where nobody looks at operations."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, iterations: int, epsilon: float) -> Tensor:
         _context(ctx, (logits, iterations, epsilon), logits)
-        function = cpu.sinkhorn if logits.device.type == "cpu" else _SINKHORN
+        function = cpu.sinkhorn if is_direct(logits) else _SINKHORN
         mix: Tensor = function(logits, iterations, epsilon)
         return mix
 
@@ -70,13 +80,23 @@ def _backward_vmap(info: Any, dims: Any, *given: Any) -> tuple[Tensor, int]:
     return one_more_axis(_SINKHORN_BACKWARD, info, dims, *given[:2], options=given[2:]), 0
 
 
+def _shapes(logits: Tensor, *others: Any) -> tuple[tuple[int, ...], ...]:
+    """Return as many shapes as there are tensors: the operation's, or with a cotangent its gradient's."""
+    matrices, n, _ = axes("logits", logits, "matrices", "n", "n")
+    require_iterations(others[-2])
+    return ((matrices, n, n),) * (len(others) - 1)
+
+
 def _fake(logits: Tensor, *_: Any) -> Tensor:
     return empty_like(logits)
 
 
 _SINKHORN: Kernel = define(
     "sinkhorn",
-    "(Tensor logits, int iterations, float epsilon) -> Tensor",
+    Signature(
+        "(Tensor logits, int iterations, float epsilon) -> Tensor",
+        _shapes,
+    ),
     reference=reference.normalise,
     kernels={"CPU": cpu.sinkhorn, "CUDA": triton_or_reference(_KERNELS, "sinkhorn", reference.normalise)},
     fake=_fake,
@@ -86,7 +106,11 @@ _SINKHORN: Kernel = define(
 )
 _SINKHORN_BACKWARD: Kernel = define(
     "sinkhorn_backward",
-    "(Tensor logits, Tensor cotangent, int iterations, float epsilon) -> Tensor",
+    Signature(
+        "(Tensor logits, Tensor cotangent, int iterations, float epsilon) -> Tensor",
+        _shapes,
+        lambda logits, cotangent, *_: (None, logits.dtype),
+    ),
     reference=reference.backward,
     kernels={
         "CPU": cpu.sinkhorn_backward,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import define, triton_or_reference
+from levada.ops._fitting import Signature
 from levada.ops.statistics import cpu, reference
 from levada.ops.statistics.reference import COLUMNS
 
@@ -36,7 +37,10 @@ def _vmap(info: Any, dims: Any, tensors: Sequence[Tensor]) -> tuple[Tensor, int]
 
 STATISTICS = define(
     "tensor_statistics",
-    "(Tensor[] tensors) -> Tensor",
+    Signature(
+        "(Tensor[] tensors) -> Tensor",
+        lambda tensors: (None,),
+    ),
     reference=reference.statistics,
     kernels={"CPU": cpu.statistics, "CUDA": triton_or_reference(_KERNELS, "statistics", reference.statistics)},
     fake=_fake,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from levada.ops._define import define, empty_like, is_direct, one_more_axis, triton_or_reference
+from levada.ops._fitting import Signature, axes
 from levada.ops._reading import go_back
 from levada.ops.streams import cpu, reference
 
@@ -138,6 +139,11 @@ def _backward_vmap(info: Any, dims: Any, *tensors: Tensor | None) -> tuple[tuple
     return found, tuple(0 for _ in found)  # type: ignore[return-value]
 
 
+def _shapes(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> tuple[tuple[int, ...], ...]:
+    tokens, n, dim = axes("state", state, "tokens", "n", "dim")
+    return (tokens, n, dim), (tokens, dim), (tokens, n), (tokens, n, n)
+
+
 def _fake(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
     return empty_like(state)
 
@@ -152,7 +158,10 @@ def _backward_fake(
 
 _WRITE = define(
     "streams_write",
-    "(Tensor state, Tensor out, Tensor weights, Tensor? mix) -> Tensor",
+    Signature(
+        "(Tensor state, Tensor out, Tensor weights, Tensor? mix) -> Tensor",
+        _shapes,
+    ),
     reference=reference.write,
     kernels={"CPU": cpu.write, "CUDA": triton_or_reference(_KERNELS, "write", reference.write)},
     fake=_fake,
@@ -162,7 +171,10 @@ _WRITE = define(
 )
 _WRITE_BACKWARD = define(
     "streams_write_backward",
-    "(Tensor cotangent, Tensor state, Tensor out, Tensor weights, Tensor? mix) -> (Tensor, Tensor, Tensor, Tensor)",
+    Signature(
+        "(Tensor cotangent, Tensor state, Tensor out, Tensor weights, Tensor? mix) -> (Tensor, Tensor, Tensor, Tensor)",
+        lambda cotangent, *written: (written[0].shape, *_shapes(*written)),
+    ),
     reference=reference.write_backward,
     kernels={
         "CPU": cpu.write_backward,

@@ -6,14 +6,16 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from levada.ops._reading import Reading, Schema
+from levada.ops._fitting import axes
+from levada.ops._reading import Reading, Schema, Sizes
 from levada.ops.hyper.static import cpu, reference
 
 __all__ = ["READ"]
 
 
-def _fake(state: Tensor, *_: Any) -> tuple[Tensor]:
-    return (state.new_empty(state.shape[0], state.shape[2]),)
+def _sizes(state: Tensor, *_: Any) -> Sizes:
+    tokens, n, dim = axes("state", state, "tokens", "n", "dim")
+    return Sizes(((tokens, n, dim), (n,)), ((tokens, dim),))
 
 
 READ: Final = Reading(
@@ -22,5 +24,5 @@ READ: Final = Reading(
     reference=reference,
     cpu=cpu,
     triton="levada.ops.hyper.static.triton",
-    fake=_fake,
+    sizes=_sizes,
 )

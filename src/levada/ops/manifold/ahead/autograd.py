@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from levada.ops._define import Kernel, define, empty_like, is_direct, one_by_one, triton_or_reference
+from levada.ops._fitting import Signature
 from levada.ops._reading import go_back
 from levada.ops.manifold.ahead import cpu, reference
-from levada.ops.manifold.autograd import FORM
+from levada.ops.manifold.autograd import FORM, sizes
 from levada.ops.manifold.reference import Form
 
 __all__ = ["differentiable_pass"]
@@ -75,6 +76,25 @@ def _derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ..
     return by_state, by_out, by_weights, by_old_mix if ctx.mixes else None, *by_parameters, *(None for _ in form)
 
 
+def _shapes(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, *read: Any) -> tuple[Any, ...]:
+    (streams, *parameters), _, _ = sizes(state, *read)
+    tokens, n, dim = streams
+    return streams, (tokens, dim), (tokens, n), (tokens, n, n), *parameters
+
+
+def _backward_shapes(*arguments: Any) -> tuple[Any, ...]:
+    state, out, weights, mix, _, projection, scale, bias, _, _, *form = arguments[5:]
+    _, by, kept = sizes(state, projection, scale, bias, *form)
+    streams, *written = _shapes(state, out, weights, mix, projection, scale, bias, *form)
+    return streams, *by, streams, *written[:3], streams, *written[3:], *kept
+
+
+def _backward_types(*arguments: Any) -> tuple[torch.dtype | None, ...]:
+    state = arguments[5].dtype
+    full = torch.promote_types(state, torch.float32)
+    return state, state, full, full, full, *(None,) * 4, state, None, None, None, full, full
+
+
 def _fake(
     state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, projection: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
@@ -93,8 +113,11 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 _PASS: Kernel = define(
     "streams_write_read",
-    f"(Tensor state, Tensor out, Tensor weights, Tensor? mix, Tensor projection, Tensor scale, Tensor bias, {FORM}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    Signature(
+        "(Tensor state, Tensor out, Tensor weights, Tensor? mix, Tensor projection, Tensor scale, Tensor bias, "
+        f"{FORM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _shapes,
+    ),
     reference=reference.write_and_read,
     kernels={
         "CPU": cpu.write_and_read,
@@ -107,9 +130,13 @@ _PASS: Kernel = define(
 )
 _PASS_BACKWARD: Kernel = define(
     "streams_write_read_backward",
-    "(Tensor? by_new, Tensor by_x, Tensor? by_reads, Tensor by_writes, Tensor by_mix, Tensor state, Tensor out, "
-    "Tensor weights, Tensor? mix, Tensor new, Tensor projection, Tensor scale, Tensor bias, Tensor features, "
-    f"Tensor inverse, {FORM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    Signature(
+        "(Tensor? by_new, Tensor by_x, Tensor? by_reads, Tensor by_writes, Tensor by_mix, Tensor state, Tensor out, "
+        "Tensor weights, Tensor? mix, Tensor new, Tensor projection, Tensor scale, Tensor bias, Tensor features, "
+        f"Tensor inverse, {FORM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _backward_shapes,
+        _backward_types,
+    ),
     reference=reference.write_and_read_backward,
     kernels={
         "CPU": cpu.write_and_read_backward,

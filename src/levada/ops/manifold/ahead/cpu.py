@@ -11,8 +11,9 @@ from torch import Tensor
 from levada.ops._cpu import added, blocks_of, rows_of
 from levada.ops._define import empty_like, import_kernels
 from levada.ops._precision import full_precision
+from levada.ops._products import add_product, times_transposed
 from levada.ops.manifold.ahead import reference
-from levada.ops.manifold.cpu import loops_for, options_of, projected
+from levada.ops.manifold.cpu import loops_for, options_of
 from levada.ops.manifold.reference import Form
 from levada.ops.streams.cpu import options_of as written_by
 
@@ -39,7 +40,7 @@ def write_and_read(
     with full_precision(state):
         for part in blocks_of(state):
             writing.over_addresses(writing.write_at, [*map(part, (*given, new))], *written_by(state, mix))
-            part(features).copy_(projected(part(streams), projection))
+            part(features).copy_(times_transposed(part(streams), projection))
             made = [*map(part, (new, features, inverse, x, reads, writes, mixes))]
             reading.over_addresses(reading.read_at, [*made, *own], *chosen)
     return new, x, reads, writes, mixes, features, inverse
@@ -78,8 +79,8 @@ def write_and_read_backward(
             several = len(some[0])
             by_written, by_found = part(by_state) if mix is None else arrives[:several], by_features[:several]
             sums += reading.over_addresses(reading.read_backward_at, [*some, by_written, by_found, *own], *chosen)
-            by_written.view(several, n * width).addmm_(by_found, projection)
-            by_projection.addmm_(by_found.t(), part(streams))
+            add_product(by_written.view(several, n * width), by_found, projection)
+            add_product(by_projection, by_found.t(), part(streams))
             made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]
             writing.over_addresses(writing.write_backward_at, [by_written, *made], *written_by(state, mix))
     by_scale, by_bias = (torch.from_numpy(added(one, state.dtype)) for one in zip(*sums, strict=True))
