@@ -225,7 +225,7 @@ def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_replay(commands: argparse._SubParsersAction[Parser]) -> None:
     replay = _command(commands, "replay", "run a step that a watched run kept again, with everything measured")
     add = replay.add_argument
-    add("bundle", metavar="BUNDLE", help="its folder, in RUN/bundles")
+    add("bundle", metavar="BUNDLE", help="its folder, in RUN/bundles, or its address")
     add(
         "--model",
         metavar="MODEL",

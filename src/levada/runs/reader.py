@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -20,7 +21,7 @@ from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
 from levada.runs.rank_log import RANK_LOG
 from levada.runs.signals import Signals
 
-__all__ = ["Run", "examine", "find_runs", "require_one", "require_readable", "runs_in"]
+__all__ = ["Run", "examine", "find_runs", "require_one", "require_readable", "runs_in", "unlisted"]
 
 _NAMED: Final = 6  # runs that a message names
 
@@ -193,6 +194,11 @@ def require_readable(folder: Path) -> None:
     Raises:
         UsageError: if so; it names the file or folder.
     """
+    with suppress(FileNotFoundError, NotADirectoryError):  # what reads the run says of these
+        try:
+            os.scandir(folder).close()
+        except PermissionError as error:
+            raise UsageError(unlisted(error)) from error
     signals = folder / "signals"
     parts = [folder, folder / MANIFEST, folder / LOG, folder / BUNDLES, signals]
     parts += [Path(base, name) for base, below, files in os.walk(signals) for name in (*below, *files)]
@@ -205,6 +211,15 @@ def require_readable(folder: Path) -> None:
             raise UsageError(
                 f"{folder}: a run is read by who may read all of it, and {named} is not for this user. Ask its owner."
             )
+
+
+def unlisted(error: OSError) -> str:
+    """Say of a folder that cannot be listed what it is.
+
+    Args:
+        error: which names it.
+    """
+    return f"{error.filename}: this folder cannot be listed ({error.strerror}). Ask its owner."
 
 
 def _may_read(path: Path) -> bool:
@@ -230,7 +245,7 @@ def find_runs(root: str | Path, *, whole: bool = True, onerror: Callable[[OSErro
         raise UsageError(f"{start}: runs are looked for in a folder that exists, and this is none. Check the path.")
     found = list[Path]()
 
-    def unlisted(error: OSError) -> None:
+    def told(error: OSError) -> None:
         folder = Path(error.filename)
         if folder == start and onerror is None:
             raise UsageError(
@@ -241,7 +256,7 @@ def find_runs(root: str | Path, *, whole: bool = True, onerror: Callable[[OSErro
         if onerror is not None and not gone and not part:
             onerror(error)
 
-    for folder, below, files in os.walk(start, onerror=unlisted):
+    for folder, below, files in os.walk(start, onerror=told):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if (all if whole else any)(name in files for name in (MANIFEST, LOG)):
             found.append(Path(folder))
