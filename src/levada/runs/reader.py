@@ -15,7 +15,7 @@ from levada.runs.address import local
 from levada.runs.bundles import BUNDLES
 from levada.runs.folders import part_folders, rank_folder, rank_folders
 from levada.runs.frames import MAGIC, Damage, scan
-from levada.runs.lock import NAME
+from levada.runs.lock import LOCKS
 from levada.runs.losses import Told
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
 from levada.runs.rank_log import RANK_LOG
@@ -203,7 +203,7 @@ def require_readable(folder: Path) -> None:
     parts = [folder, folder / MANIFEST, folder / LOG, folder / BUNDLES, signals]
     parts += [Path(base, name) for base, below, files in os.walk(signals) for name in (*below, *files)]
     for path in parts:
-        if path.name == NAME or (path.name.startswith(".") and path != folder):  # who writes, and what is half written
+        if path.name in LOCKS or (path.name.startswith(".") and path != folder):  # who writes, and what is half written
             continue
         # A writer lets go of files, and makes some, between two questions.
         if not _may_read(path) and path.exists() and not _may_read(path):
