@@ -61,12 +61,21 @@ class Run:
                 yield {key: restore_numbers(value) if key in numbers else value for key, value in event.items()}
 
     def tail(self, offset: int = len(MAGIC)) -> tuple[list[dict[str, Any]], int]:
-        """Give the events from `offset` on, and the offset at which to ask again: how a page follows a run.
+        """Give the events from `offset` on, and the offset at which to ask again: how a program follows a run.
+
+        Where the log was mended since, or its end was lost with the machine, so that no event ends at `offset`, it is
+        given from the beginning again; what was given before may not be in it any more.
 
         Args:
             offset: what the call before gave; left out, the beginning.
         """
-        found = list(self._read(offset, self.path / LOG))
+        log = self.path / LOG
+        found = list(self._read(offset, log))
+        if not found and offset != len(MAGIC) and log.exists() and log.stat().st_size != offset:
+            # Half an event is at the end of a log that is written, and `offset` is the end of the one before.
+            whole = list(self._read(len(MAGIC), log))
+            if offset not in {stop for _, stop in whole}:
+                return [event for event, _ in whole], whole[-1][1] if whole else len(MAGIC)
         return [event for event, _ in found], found[-1][1] if found else offset
 
     def _read(self, offset: int, log: Path) -> Iterator[tuple[dict[str, Any], int]]:
