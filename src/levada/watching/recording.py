@@ -17,6 +17,7 @@ from torch import Tensor
 from levada._errors import TakenError, UsageError
 from levada._numbers import json_ready
 from levada._ranks import is_one_of_several
+from levada._termination import before_end
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
@@ -157,6 +158,7 @@ class Recording:
         self._left: int | None = None
         self._judged: dict[str, Any] = {}
         self._bundles = self._bundle_names()
+        before_end(self.close)
 
     @property
     def problem(self) -> str | None:
