@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["TERMINATED", "Terminated", "before_end", "terminable"]
+__all__ = ["PATIENCE", "TERMINATED", "Terminated", "before_end", "terminable"]
 
 TERMINATED: Final = 128 + signal.SIGTERM
 """The exit code, as a shell says what the signal ended."""

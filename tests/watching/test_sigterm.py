@@ -7,12 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from levada import _termination
 from levada.runs import Run, doctor
+from levada.runs.standing import Standing
+from levada.watching.recording import Recording
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
@@ -131,3 +135,30 @@ def test_what_is_to_be_done_before_the_end_has_so_many_seconds() -> None:
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "told\n"), done.stderr
     assert time.monotonic() - begun < 60
+
+
+def test_a_record_that_the_loop_is_closing_is_waited_for(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        sites, findings, overhead, steps = (), (), 0.0, 3
+
+        @property
+        def standing(self) -> Standing:
+            begun.set()
+            assert go_on.wait(60)
+            return Standing()
+
+    recording = Recording(tmp_path, Slow())
+    acts = [act() for act in _termination._acts]
+    (ends,) = [act for act in acts if act is not None and act.__self__ is recording]
+    loop, beside = threading.Thread(target=recording.close), threading.Thread(target=ends)
+    loop.start()
+    assert begun.wait(60)
+    beside.start()
+    beside.join(0.3)
+    assert beside.is_alive(), "the process would end before its record"
+    go_on.set()
+    beside.join(60)
+    assert [event["type"] for event in Run(tmp_path).events()][-1] == "end"
+    loop.join()
