@@ -347,6 +347,19 @@ def test_a_study_of_nothing_is_refused_before_it_runs(change, targets, capsys):
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("words", [["--seeds", "100000000000"], ["--set", "seeds=100000000000"]])
+def test_a_study_without_end_is_refused_at_once(words, targets, capsys):
+    assert main(["study", "R1", "--scale", "smoke", "--out", "out", *words]) == 2
+    told = "seeds must be at most 10000, a thousand times the largest of its scales, got 100000000000."
+    assert capsys.readouterr().err.strip() == f"levada study: study R1: {told}"
+    assert not Path("out").exists()
+
+
+def test_more_processes_than_a_machine_starts_are_refused(targets, capsys):
+    assert main(["train", "missing.toml", "--processes", "100000000000"]) == 2
+    assert "--processes must be in [1, 1024], got 100000000000. torchrun starts more" in capsys.readouterr().err
+
+
 def test_a_study_that_fails_says_so(targets, capsys, monkeypatch):
     sweeping = import_module("levada.study.sweep")
     monkeypatch.setattr(sweeping, "process_pool", ThreadPoolExecutor)  # no process imports torch anew

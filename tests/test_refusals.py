@@ -27,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("run", "many/a", "many/b"):
         RunWriter.create(name, kind="watch", name=name).close()
-    write_bundle(Path("run"), Bundle(7, "loss_spike", "why", values={"args": torch.ones(2)}, facts={"model": "Net"}))
+    write_bundle(Path("run"), Bundle(7, "loss_spike", "why", values={"args": (torch.ones(2),)}, facts={"model": "Net"}))
     Path("empty").mkdir()
     Path("net.py").write_text("from torch import nn\n\ndef build():\n    return nn.Linear(2, 2)\n")
     Path("train.toml").write_text("[run]\nsteps = 1\nfolder = 'new'\n")

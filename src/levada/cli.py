@@ -19,7 +19,10 @@ __all__ = ["main"]
 
 UNMEASURED, INTERRUPTED = 3, 130
 # As PyTorch says it of a CPU, of a GPU, and on Windows.
-_NO_MEMORY = re.compile("can't allocate memory|out of memory|not enough memory")
+_NO_MEMORY = re.compile(
+    "can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed"
+    "|integer multiplication overflow"
+)
 _COMPUTING = ("bench", "check", "fix", "replay", "run", "study", "train")  # where a model takes the memory
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 # What the user of a command can do where a run is in the way of a new one.
@@ -29,6 +32,7 @@ TAKEN = {
 }
 
 
+_PROCESSES = number("must be in [1, 1024]", lambda value: 0 < value <= 1024, "torchrun starts more", kind=int)
 _PORT = number("must be in [0, 65535]", lambda value: 0 <= value < 2**16, kind=int)
 
 
@@ -136,7 +140,7 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     add = train.add_argument
     add("config", metavar="CONFIG.toml", help="the configuration; docs/train.md lists its keys")
     add("--set", metavar="TABLE.KEY=VALUE", action="append", default=[], help="change one setting of the file")
-    add("--processes", type=at_least(1), metavar="N", help="start N on this machine; torchrun starts them on several")
+    add("--processes", type=_PROCESSES, metavar="N", help="start N on this machine; torchrun starts them on several")
     add("--resume", action="store_true", help="continue the run, if there is one, from its newest complete checkpoint")
 
 
@@ -221,7 +225,7 @@ def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_replay(commands: argparse._SubParsersAction[Parser]) -> None:
     replay = _command(commands, "replay", "run a step that a watched run kept again, with everything measured")
     add = replay.add_argument
-    add("bundle", metavar="BUNDLE", help="its folder, in RUN/bundles")
+    add("bundle", metavar="BUNDLE", help="its folder, in RUN/bundles, or its address")
     add(
         "--model",
         metavar="MODEL",

@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
             signals.append(step, 0.0, encode([0.5, 1.0, 1.0]), {"loss": 1.0})
         rule = {"rule": "numerical_overflow", "severity": "error", "status": "fired", "claim": "NaN.", "where": {}}
         events.append("finding", step=40, **rule, evidence={"rank": 0, "step": 40})
-        write_bundle(folder, Bundle(40, "numerical_overflow", "why", values={"args": torch.ones(2)}))
+        write_bundle(folder, Bundle(40, "numerical_overflow", "why", values={"args": (torch.ones(2),)}))
         events.append("bundle", step=40, path=f"bundles/{KEPT}")
         events.append("judged", step=120, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
     return folder

@@ -32,7 +32,7 @@ def write(folder: Path, steps: range, **options: Any) -> None:
         if step % 50 == 0:
             recording.flush()
     if steps.start == 0:
-        write_bundle(folder, Bundle(40, "loss_spike", "why", values={"args": torch.ones(2)}))
+        write_bundle(folder, Bundle(40, "loss_spike", "why", values={"args": (torch.ones(2),)}))
     recording.close()
 
 

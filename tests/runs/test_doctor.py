@@ -24,7 +24,9 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["flipped", "cut", "no tensors", "no table"])
 def test_a_bundle_that_cannot_be_replayed_is_told(run: Path, kind: str) -> None:
-    folders = [write_bundle(run, Bundle(step, "loss_spike", "why", values={"args": torch.ones(9)})) for step in (3, 7)]
+    folders = [
+        write_bundle(run, Bundle(step, "loss_spike", "why", values={"args": (torch.ones(9),)})) for step in (3, 7)
+    ]
     for name in (".step-000009-x.77", "notes"):  # a draft, and something of the user's
         (run / "bundles" / name).mkdir()
     health = doctor(run)

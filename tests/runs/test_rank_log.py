@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from levada._errors import UsageError
 from levada.runs import Run, RunWriter, doctor, reseal
 from levada.runs.folders import rank_folder
 from levada.runs.rank_log import RANK_LOG, RankLog
+from levada.runs.standing import Standing
+from levada.watching.recording import Recording
 
 
 def begun(folder: Path) -> RankLog:
@@ -86,3 +90,43 @@ def test_a_damaged_log_keeps_every_good_event(tmp_path: Path, mended: str) -> No
     (health,) = doctor(tmp_path).signals
     assert health.damage == ()
     assert list(health.torn) == ["verdicts.torn"]
+
+
+def test_two_writers_of_one_log_are_refused(tmp_path: Path) -> None:
+    log = begun(tmp_path)
+    with pytest.raises(UsageError, match=r"has one writer at a time, and another holds it \(process \d+ on "):
+        RankLog(log.path.parent)
+    assert list(log.path.parent.glob("*.torn*")) == []
+    log.close()
+    RankLog(log.path.parent).close()
+
+
+def test_a_log_that_two_begin_is_the_first_one_s(tmp_path: Path) -> None:
+    first, second = (RankLog(rank_folder(tmp_path, 1)) for _ in range(2))
+    first.append("finding", number=0)
+    first.path.write_bytes(first.path.read_bytes() + b"half")  # of an event that is being written
+    with pytest.raises(UsageError, match="has one writer at a time"):
+        second.append("finding", number=1)
+    second.close()
+    assert first.path.read_bytes().endswith(b"half"), "what another writes was mended away"
+    first.close()
+
+
+def test_a_log_that_is_written_is_not_mended(tmp_path: Path) -> None:
+    log = begun(tmp_path)
+    with log.path.open("ab") as file:
+        file.write(b"half")
+    with pytest.raises(UsageError, match="has one writer at a time"):
+        reseal(tmp_path)
+    assert log.path.read_bytes().endswith(b"half")
+    log.close()
+    assert "rank 1: verdicts.log is written again, the damaged file is moved aside" in reseal(tmp_path)
+
+
+def test_a_watch_of_another_process_of_one_rank_is_refused(tmp_path: Path) -> None:
+    log = begun(tmp_path)
+    watch = SimpleNamespace(sites=(), findings=[], overhead=0.0, standing=Standing(), steps=0)
+    with pytest.raises(UsageError, match="has one writer at a time"):
+        Recording(tmp_path, watch, rank=1)
+    log.close()
+    Recording(tmp_path, watch, rank=1).close()

@@ -89,6 +89,54 @@ def test_what_a_writer_removes_or_makes_meanwhile_is_no_matter_of_permission(
     assert asked == [run / part]
 
 
+@pytest.mark.parametrize("part", ["run.json", "events.log", ""])
+def test_every_command_says_the_same_of_what_may_not_be_read(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run = write(tmp_path / "run")
+    if part:
+        forbid(monkeypatch, run / part)
+        told = f"{run}: a run is read by who may read all of it, and {part} is not for this user. Ask its owner."
+    else:
+        close(monkeypatch, run)
+        told = f"{run}: this folder cannot be listed (Permission denied). Ask its owner."
+    # Of a file of somebody else's the system says so as well.
+    monkeypatch.setattr(Path, "read_bytes", lambda path: refuse(path) if path == run / part else reads(path))
+    out = ["--out", str(tmp_path / "out")]
+    page = ["-o", str(tmp_path / "page.html")]
+    for words in (["doctor"], ["report", *page], ["export", "--to", "tensorboard", *out]):
+        assert main([words[0], str(run), *words[1:]]) == 2
+        assert told in capsys.readouterr().err
+
+
+reads = Path.read_bytes
+
+
+def refuse(path: Path) -> bytes:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+@pytest.mark.parametrize("lost", ["run.json", "events.log"])
+def test_a_run_that_lost_a_file_is_no_folder_without_a_run(tmp_path: Path, lost: str, capsys: Any) -> None:
+    run = write(tmp_path / "run")
+    (run / lost).unlink()
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 2
+    told = f"{run}: a run is read by its {lost}, and there is no such file. Try: levada doctor {run}"
+    assert capsys.readouterr().err == f"levada report: {told}\n"
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_nothing_is_said_to_be_kept_where_a_log_was_lost(tmp_path: Path, damage: str) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name="run") as writer:
+        writer.append("sampled", step=1)
+    with pytest.raises(UsageError, match="keeps no signals, losses or findings"):
+        export(tmp_path / "run", "tensorboard", tmp_path / "out")
+    log = tmp_path / "run" / "events.log"
+    log.write_bytes(b"xxxx") if damage == "damaged" else log.unlink()
+    with pytest.raises(UsageError, match=r"of its events.log nothing can be read. Look at it: levada doctor "):
+        export(tmp_path / "run", "tensorboard", tmp_path / "out")
+
+
 def test_others_are_looked_at_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     closed, _ = write(tmp_path / "runs" / "closed"), write(tmp_path / "runs" / "open")
     forbid(monkeypatch, closed / "signals")

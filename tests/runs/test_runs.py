@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from levada._errors import UsageError
 from levada._numbers import json_ready, restore_numbers
-from levada.runs import Run, RunWriter, doctor, find_runs
+from levada.runs import Run, RunWriter, doctor, find_runs, reseal
 from levada.runs.frames import MAGIC, MAX_FRAME, encode, frame
 
 
@@ -268,6 +268,47 @@ def test_a_page_follows_a_run(tmp_path: Path) -> None:
             writer.append("step", step=i)
             events, offset = run.tail(offset)
             assert [event["step"] for event in events] == [i]
+
+
+@pytest.mark.parametrize("how", ["cut", "mended", "replaced"])
+def test_who_follows_a_run_does_not_stand_still_where_its_log_is_another(tmp_path: Path, how: str) -> None:
+    with RunWriter.create(tmp_path, kind="watch", name="live") as writer:
+        for i in range(3):
+            writer.append("step", step=i)
+    run, log = Run(tmp_path), tmp_path / "events.log"
+    whole = log.read_bytes()
+    _, offset = run.tail()
+    if how == "cut":
+        log.write_bytes(whole[:-5])
+    if how == "mended":  # a disk flipped a bit of the first event, and the doctor wrote the log anew
+        log.write_bytes(whole.replace(b'"step":0', b'"step":1', 1))
+        reseal(tmp_path)
+    if how == "replaced":
+        log.write_bytes(whole[: len(MAGIC)])
+    given, at = run.tail(offset)
+    assert given == list(run.events())
+    assert run.tail(at) == ([], at)
+    with RunWriter.open(tmp_path) as writer:
+        writer.append("step", step=7)
+    for _ in range(2):
+        events, at = run.tail(at)
+        given += events
+    assert [event["step"] for event in given if event["type"] == "step"][-1] == 7
+
+
+def test_half_an_event_at_the_end_is_waited_for(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path, kind="watch", name="live") as writer:
+        writer.append("step", step=0)
+        (_, first), size = Run(tmp_path).tail(), (tmp_path / "events.log").stat().st_size
+        assert first == size
+        writer.append("step", step=1)
+    log = tmp_path / "events.log"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-3])
+    assert Run(tmp_path).tail(first) == ([], first)
+    log.write_bytes(whole)
+    events, at = Run(tmp_path).tail(first)
+    assert ([event["step"] for event in events], at) == ([1], len(whole))
 
 
 def test_what_is_promised_to_outlive_the_machine_is_forced_to_the_disk(

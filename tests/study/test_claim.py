@@ -129,6 +129,13 @@ def test_settings():
     for key, value in {"lr": "-1", "grid": "0.1,0", "seeds": "-2"}.items():
         with pytest.raises(UsageError, match=f"study R0: {key} must be above 0, got "):
             study.resolve("smoke", {key: value})
+    with pytest.raises(
+        UsageError, match=r"study R0: seeds must be at most 5000, a thousand times .*, got 100000000000"
+    ):
+        study.resolve("smoke", {"seeds": "100000000000"})
+    assert study.resolve("smoke", {"seeds": 5000})["seeds"] == 5000
+    with pytest.raises(UsageError, match="setting 'seeds' is of type int; got 'inf'"):
+        study.resolve("small", {"seeds": "inf"})
     with pytest.raises(UsageError, match="one of smoke, small, full, got 'huge'"):
         study.resolve("huge")
 

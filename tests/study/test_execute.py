@@ -359,3 +359,16 @@ def test_an_executor_is_taken_by_the_name_that_the_command_line_takes(tmp_path, 
     run = execute(squares(), out=tmp_path, executor=name)
     assert made == [(name, tmp_path / ".jobs")]
     assert len(results(run)) == len(results(execute(squares(), out=tmp_path / "other", executor=threads)))
+
+
+@pytest.mark.parametrize(("name", "change"), [("R12", "folds"), ("R14", "reach_lag"), ("R21", "dim"), ("R1", "seeds")])
+def test_a_count_that_is_planned_without_end_is_refused_at_once(name, change, tmp_path):
+    with pytest.raises(UsageError, match=rf"study {name}: {change} must be at most \d+, .* got 100000000000\."):
+        execute(STUDIES[name], scale="smoke", out=tmp_path, settings={change: str(10**11)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_make_no_configurations_are_named(tmp_path):
+    with pytest.raises(UsageError, match=r"study R10 has no configurations at depths=8,14,20,26: .* changed together"):
+        execute(STUDIES["R10"], scale="smoke", out=tmp_path, settings={"depths": (8, 14, 20, 26)})
+    assert not list(tmp_path.iterdir())

@@ -176,7 +176,7 @@ def test_of_a_process_that_a_signal_ended_it_is_said_what_is_kept(capsys, monkey
     ("number", "code", "told", "ends"),
     [
         (signal.SIGINT, 130, "interrupted", ["stopped"]),
-        (signal.SIGTERM, 143, "ended by SIGTERM", []),  # a scheduler's; what it kills says nothing
+        (signal.SIGTERM, 143, "ended by SIGTERM", ["stopped"]),  # a scheduler's
     ],
 )
 def test_a_signal_is_said_once_and_ends_all(number, code, told, ends):

@@ -71,6 +71,7 @@ def refused(capsys, words):
         ("model.connection=Dense", "model.connection_options cannot be used: Dense needs the option 'growth'"),
         # A value.
         ("model.depth=x", "model.depth must be a whole number, got 'x'. Leave it out for the default, 8."),
+        ("model.depth=100000000000", "model.depth must be in [1, 1000000], got 100000000000. Leave it out for the def"),
         ("run.folder=~/new", "run.folder must be a path without the shell's ~, got '~/new'. Write it out, or ./~/new"),
         (f"{TEXT} data.path=~/text.txt", "data.path must be a path without the shell's ~, got '~/text.txt'."),
         ("optimizer.lr=-1e-3", "optimizer.lr must be at least 0.0, got -0.001. Leave it out for the default, 0.001."),
@@ -141,6 +142,10 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(source, packa
 def test_what_has_no_room_in_memory_is_no_defect(capsys):
     told = "there is not enough memory: 4000000000000000000 bytes were asked for at once. Use a smaller model or batch."
     assert refused(capsys, "model.dim=1000000000") == (3, f"levada train: {told}")
+    told = "there is not enough memory. Use a smaller model or batch."  # PyTorch cannot count these bytes
+    assert refused(capsys, "model.dim=100000000000") == (3, f"levada train: {told}")
+    streams = "model.connection=HyperConnection model.connection_options.streams=100000000000"
+    assert refused(capsys, streams) == (3, f"levada train: {told}")
 
 
 @pytest.mark.parametrize(

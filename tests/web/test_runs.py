@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from levada.report.page import sections_of
-from levada.runs import Run, RunWriter, SignalWriter
+from levada.runs import Run, RunWriter, SignalWriter, reseal
 from levada.runs.codes import OFFSET, encode
 from levada.runs.rank_log import RankLog
 from levada.web.folder import stamp
@@ -289,6 +289,35 @@ def test_what_any_process_appends_is_seen_though_the_first_says_nothing(tmp_path
     (run / "signals").mkdir()
     (run / "signals" / "rank-00001").symlink_to(outside / "rank-00001")
     assert stamp(run)[-1] == ()
+
+
+def test_a_run_that_was_rewritten_is_told_from_one_that_grew(tmp_path: Path) -> None:
+    run = write_watched(tmp_path / "run")
+    behind = [{"name": f"layers.{i}", "order": i, "kind": "Linear"} for i in range(5, 8)]
+
+    def seen() -> int:
+        return summary_of(run, "a" * 20, "run").rewritten
+
+    assert seen() == 0
+    with SignalWriter(run, sites=behind, signals=["gradient_rms"], rank=1) as signals:
+        signals.append(0, 0.0, encode([1.0] * 3))
+    with contextlib.closing(RankLog(run / "signals" / "rank-00001")) as log:
+        log.append("judged", rules=[])
+        assert seen() == 0  # it grew
+        log.append("continued", step=3)
+    assert seen() == 1
+    with RunWriter.open(run) as writer:
+        writer.append("continued", step=3)
+    assert seen() == 2
+    with (run / "events.log").open("ab") as file:
+        file.write(b"torn")
+    RunWriter.open(run).close()
+    assert seen() == 3
+    with (run / "signals" / "rank-00001" / "verdicts.log").open("ab") as file:
+        file.write(b"torn")
+    RankLog(run / "signals" / "rank-00001").close()
+    reseal(run)
+    assert seen() == 4
 
 
 def test_mixing_and_memory(client: Client) -> None:

@@ -164,8 +164,19 @@ describe("two runs", () => {
 describe("a map of several processes", () => {
   it("is asked for anew when any of them has sampled more of what is seen, and not otherwise", () => {
     const seen = { from: 0, to: 100 };
-    const versions = [[40, 20], [40, 30], [100, 100], [300, 200], []].map((reached) => versionOf({ reached }, seen));
-    expect(versions).toEqual([60, 70, 200, 200, 0]);
+    const versions = [[40, 20], [40, 30], [100, 100], [300, 200], []].map((reached) =>
+      versionOf({ reached, rewritten: 0, created: "" }, seen),
+    );
+    expect(versions.map(Number.parseFloat)).toEqual([60, 70, 200, 200, 0]);
+    expect(new Set(versions).size).toBe(4);
+  });
+
+  it("is asked for anew when what was recorded is another, though as many steps are", () => {
+    const seen = { from: 0, to: 100 };
+    const run = { reached: [100], rewritten: 0, created: "monday" };
+    const others = [run, { ...run, rewritten: 1 }, { ...run, created: "tuesday" }].map((one) => versionOf(one, seen));
+    expect(new Set(others).size).toBe(3);
+    expect(versionOf({ ...run }, seen)).toBe(others[0]);
   });
 });
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from levada._errors import UsageError
 from levada.commands.inputs import loss_of, model_of, require_loss
 from levada.commands.output import FIRED, QUIET, console, fails, require_writable, tell, to_json, write
+from levada.runs.address import local
 from levada.runs.bundles import read_table, require_runnable, without_targets
 from levada.targets import require
 
@@ -23,6 +24,7 @@ __all__ = ["replay"]
 def replay(options: argparse.Namespace) -> int:
     """Run `levada replay`: build the model, give it the bundle's weights, run the step again, show what it measures."""
     require_writable(options)
+    options.bundle = local(options.bundle)
     loss, lacking = _require(options)
 
     from levada.watching.bundle import read_bundle
@@ -60,7 +62,7 @@ def _require(options: argparse.Namespace) -> tuple[str | None, str]:
 
     What is lacking is said before anything is built.
     """
-    table = read_table(Path(options.bundle))
+    table = read_table(options.bundle)
     if options.model is None:
         built = table.get("facts", {}).get("model") or "model"
         raise UsageError(f"--model must name what builds the {built} of the bundle: --model FILE.py:NAME")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from levada._errors import UsageError
 from levada.commands.output import FINISHED, FIRED, QUIET, tell
+from levada.runs.manifest import LOG, MANIFEST
 
 __all__ = ["doctor", "report"]
 
@@ -16,11 +17,11 @@ def report(options: argparse.Namespace) -> int:
     from levada.report.page import write_page
     from levada.report.script import ABSENT, page_script
     from levada.runs import Run, find_runs
-    from levada.runs.reader import require_readable
+    from levada.runs.reader import require_readable, unlisted
 
-    runs, unlisted = [], list[OSError]()
-    found = [path for root in options.runs for path in find_runs(root, onerror=unlisted.append)]
-    told = [_unlisted(error) for error in unlisted]
+    runs, errors = [], list[OSError]()
+    found = [path for root in options.runs for path in find_runs(root, onerror=errors.append)]
+    told = [unlisted(error) for error in errors]
     for path in found:
         try:
             require_readable(path)
@@ -32,6 +33,12 @@ def report(options: argparse.Namespace) -> int:
     unreadable = bool(told)
     if not runs and unreadable:
         raise UsageError(f"No run in {', '.join(options.runs)} can be read. Try: levada doctor {options.runs[0]}")
+    parts = [] if runs else [path for root in options.runs for path in find_runs(root, whole=False)]
+    if parts:
+        lacks = LOG if (parts[0] / MANIFEST).is_file() else MANIFEST
+        raise UsageError(
+            f"{parts[0]}: a run is read by its {lacks}, and there is no such file. Try: levada doctor {parts[0]}"
+        )
     if not runs:
         raise UsageError(f"There is no run in {', '.join(options.runs)}. Make one: levada run train.py")
     damaged, open_ends = write_page(runs, options.output)
@@ -52,17 +59,18 @@ def doctor(options: argparse.Namespace) -> int:
     from levada.runs import doctor as examine
     from levada.runs import find_runs, reseal
     from levada.runs.address import is_remote, local
+    from levada.runs.reader import unlisted
 
     if options.reseal and is_remote(options.run):
         raise UsageError(f"{options.run}: signals are sealed again where they lie, in a folder. Give the folder.")
     root = local(options.run)
-    unlisted = list[OSError]()
-    found = find_runs(root, whole=False, onerror=unlisted.append)
-    for error in unlisted:
-        tell(f"{_unlisted(error)} Runs in it are not looked at.", stderr=True)
-    if unlisted and not found:
+    errors = list[OSError]()
+    found = find_runs(root, whole=False, onerror=errors.append)
+    for error in errors:
+        tell(f"{unlisted(error)} Runs in it are not looked at.", stderr=True)
+    if errors and not found:
         raise UsageError(f"{root}: there is no run in what can be listed of it.")
-    healthy = not unlisted
+    healthy = not errors
     for path in found or [root]:
         try:
             for sentence in reseal(path) if options.reseal else ():
@@ -71,7 +79,7 @@ def doctor(options: argparse.Namespace) -> int:
         except BrokenPipeError:
             raise
         except (UsageError, OSError) as error:
-            if len(found) <= 1 and not unlisted:
+            if len(found) <= 1 and not errors:
                 raise
             tell(_unread(path, error), stderr=True)  # the others are looked at all the same
             healthy = False
@@ -79,10 +87,6 @@ def doctor(options: argparse.Namespace) -> int:
         tell(str(examined))
         healthy &= examined.healthy
     return QUIET if healthy else FIRED
-
-
-def _unlisted(error: OSError) -> str:
-    return f"{error.filename}: this folder cannot be listed ({error.strerror}). Ask its owner."
 
 
 def _unread(path: Path, error: UsageError | OSError) -> str:

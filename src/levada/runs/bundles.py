@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from levada._errors import UsageError
+from levada.runs.bundle_forms import SCHEMA, strange_entry
 from levada.runs.frames import Damage
 from levada.runs.manifest import MANIFEST
 
@@ -29,6 +30,7 @@ __all__ = [
     "read_table",
     "replayed",
     "require_runnable",
+    "require_schema",
     "without_targets",
 ]
 
@@ -95,14 +97,28 @@ def read_table(folder: Path) -> dict[str, Any]:
         folder: the bundle.
 
     Raises:
-        UsageError: if it is none, or is damaged.
+        UsageError: if it is none, was written by a later version, or is damaged.
     """
     table = _table(folder)
-    if isinstance(table, str) or not isinstance(table.get("values"), dict):
+    if isinstance(table, str) or "schema" not in table:
         raise UsageError(f"replay: {no_bundle(folder)}")
+    require_schema(table["schema"])
     if (kept := look_at(folder)).damage:
         raise UsageError(f"replay: {str(folder)!r} is damaged: {kept.damage}. {kept.left}")
     return table
+
+
+def require_schema(schema: object) -> None:
+    """Raise unless this version reads bundles of a schema.
+
+    Args:
+        schema: what the table says.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if schema != SCHEMA:
+        raise UsageError(f"replay: this version reads bundles of schema {SCHEMA}, got {schema!r}. Update levada.")
 
 
 def require_runnable(
@@ -162,7 +178,8 @@ def no_bundle(folder: Path) -> str:
         return f"{rule}, which is a file. Give the folder: {folder.parent}"
     if not folder.exists():
         return f"{rule}, which does not exist. Check the path."
-    if folder.parent.name == BUNDLES and (kept := look_at(folder)).damage:
+    kept_here = folder.parent.name == BUNDLES or (folder / _TABLE).is_file()
+    if kept_here and (kept := look_at(folder)).damage:
         return f"{rule}, which is damaged: {kept.damage}. {kept.left}"
     runs = [folder] if folder.name != BUNDLES else [folder.parent]
     runs += sorted(path.parent for path in folder.rglob(BUNDLES) if path.parent != folder)
@@ -233,6 +250,8 @@ def _table(folder: Path) -> dict[str, Any] | str:
         return f"{_TABLE} is damaged: it does not say the checksum of {_TENSORS}"
     if table.get(CHECKSUM, found := checksum_of(table)) != found:  # bundles of before this was written have none
         return f"{_TABLE} is damaged: its checksum differs"
+    if table.get("schema") == SCHEMA and (strange := strange_entry(table)):
+        return f"{_TABLE} is damaged: {strange}"
     return table
 
 

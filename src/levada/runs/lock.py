@@ -13,9 +13,11 @@ from typing import Final, final
 
 from levada._errors import UsageError
 
-__all__ = ["WriterLock", "is_held"]
+__all__ = ["LOCKS", "NAME", "VERDICTS", "WriterLock", "is_held"]
 
 NAME: Final = "writer.lock"
+VERDICTS: Final = "verdicts.lock"  # of what a process tells, beside the lock of its signals
+LOCKS: Final = (NAME, VERDICTS)
 # EDEADLOCK is what Windows says.
 _TAKEN: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 _PAUSES: Final = (0.01, 0.05)  # who asks whether a run is held holds it for a moment
@@ -66,15 +68,16 @@ class WriterLock:
     """Holds a run for one writer; the file stays, the lock goes with the process.
 
     Args:
-        folder: the run.
+        folder: the run, or a part of it that has a writer of its own.
+        name: of the lock's file, where one folder has several writers.
 
     Raises:
         UsageError: if another writer holds the run.
         OSError: if the file system has no locks, or refuses for another reason.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / NAME
+    def __init__(self, folder: Path, name: str = NAME) -> None:
+        path = folder / name
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._wait()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from levada.runs.frames import MAGIC, Damage, encode, frame, scan, survivors
+from levada.runs.lock import VERDICTS, WriterLock
 from levada.runs.manifest import sync_folder, write_atomically
 from levada.runs.segments import put_aside
 
@@ -23,11 +24,16 @@ _SYNC_SECONDS: Final = 5.0
 class RankLog:
     """Appends events to the log of one process; opened with the first of them, so that nothing is made for none.
 
+    It has one writer at a time, from the first event on, or, of a log that is there, from the beginning.
+
     Args:
         folder: of the rank; made with its parents.
 
     Attributes:
         goes_on: whether an earlier writer left events.
+
+    Raises:
+        UsageError: if another writer holds the log.
 
     Example:
         >>> import tempfile
@@ -44,6 +50,7 @@ class RankLog:
         self._descriptor = -1
         self._size = 0
         self._synced = time.monotonic()
+        self._lock = WriterLock(folder, VERDICTS) if self.goes_on else None
 
     def append(self, type: str, **payload: Any) -> None:
         """Append one event, whole or not at all.
@@ -53,7 +60,7 @@ class RankLog:
             **payload: its fields, as what JSON can hold.
 
         Raises:
-            UsageError: if the payload is not JSON or too large.
+            UsageError: if the payload is not JSON or too large, or another writer holds the log.
             OSError: if the disk refuses; the log then ends at the event before.
         """
         data = frame(encode(type, payload))
@@ -73,15 +80,20 @@ class RankLog:
 
     def close(self) -> None:
         """Force everything to the disk; again is harmless."""
-        if self._descriptor >= 0:
-            try:
+        try:
+            if self._descriptor >= 0:
                 os.fsync(self._descriptor)
-            finally:
+        finally:
+            if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = -1
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = self._lock or WriterLock(self.path.parent, VERDICTS)
         list(mend_rank_log(self.path.parent))
         if not self.path.is_file():
             write_atomically(self.path, MAGIC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -14,13 +15,13 @@ from levada.runs.address import local
 from levada.runs.bundles import BUNDLES
 from levada.runs.folders import part_folders, rank_folder, rank_folders
 from levada.runs.frames import MAGIC, Damage, scan
-from levada.runs.lock import NAME
+from levada.runs.lock import LOCKS
 from levada.runs.losses import Told
 from levada.runs.manifest import LOG, MANIFEST, Manifest, read_manifest
 from levada.runs.rank_log import RANK_LOG
 from levada.runs.signals import Signals
 
-__all__ = ["Run", "examine", "find_runs", "require_one", "require_readable", "runs_in"]
+__all__ = ["Run", "examine", "find_runs", "require_one", "require_readable", "runs_in", "unlisted"]
 
 _NAMED: Final = 6  # runs that a message names
 
@@ -60,12 +61,21 @@ class Run:
                 yield {key: restore_numbers(value) if key in numbers else value for key, value in event.items()}
 
     def tail(self, offset: int = len(MAGIC)) -> tuple[list[dict[str, Any]], int]:
-        """Give the events from `offset` on, and the offset at which to ask again: how a page follows a run.
+        """Give the events from `offset` on, and the offset at which to ask again: how a program follows a run.
+
+        Where the log was mended since, or its end was lost with the machine, so that no event ends at `offset`, it is
+        given from the beginning again; what was given before may not be in it any more.
 
         Args:
             offset: what the call before gave; left out, the beginning.
         """
-        found = list(self._read(offset, self.path / LOG))
+        log = self.path / LOG
+        found = list(self._read(offset, log))
+        if not found and offset != len(MAGIC) and log.exists() and log.stat().st_size != offset:
+            # Half an event is at the end of a log that is written, and `offset` is the end of the one before.
+            whole = list(self._read(len(MAGIC), log))
+            if offset not in {stop for _, stop in whole}:
+                return [event for event, _ in whole], whole[-1][1] if whole else len(MAGIC)
         return [event for event, _ in found], found[-1][1] if found else offset
 
     def _read(self, offset: int, log: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -193,11 +203,16 @@ def require_readable(folder: Path) -> None:
     Raises:
         UsageError: if so; it names the file or folder.
     """
+    with suppress(FileNotFoundError, NotADirectoryError):  # what reads the run says of these
+        try:
+            os.scandir(folder).close()
+        except PermissionError as error:
+            raise UsageError(unlisted(error)) from error
     signals = folder / "signals"
     parts = [folder, folder / MANIFEST, folder / LOG, folder / BUNDLES, signals]
     parts += [Path(base, name) for base, below, files in os.walk(signals) for name in (*below, *files)]
     for path in parts:
-        if path.name == NAME or (path.name.startswith(".") and path != folder):  # who writes, and what is half written
+        if path.name in LOCKS or (path.name.startswith(".") and path != folder):  # who writes, and what is half written
             continue
         # A writer lets go of files, and makes some, between two questions.
         if not _may_read(path) and path.exists() and not _may_read(path):
@@ -205,6 +220,15 @@ def require_readable(folder: Path) -> None:
             raise UsageError(
                 f"{folder}: a run is read by who may read all of it, and {named} is not for this user. Ask its owner."
             )
+
+
+def unlisted(error: OSError) -> str:
+    """Say of a folder that cannot be listed what it is.
+
+    Args:
+        error: which names it.
+    """
+    return f"{error.filename}: this folder cannot be listed ({error.strerror}). Ask its owner."
 
 
 def _may_read(path: Path) -> bool:
@@ -230,7 +254,7 @@ def find_runs(root: str | Path, *, whole: bool = True, onerror: Callable[[OSErro
         raise UsageError(f"{start}: runs are looked for in a folder that exists, and this is none. Check the path.")
     found = list[Path]()
 
-    def unlisted(error: OSError) -> None:
+    def told(error: OSError) -> None:
         folder = Path(error.filename)
         if folder == start and onerror is None:
             raise UsageError(
@@ -241,7 +265,7 @@ def find_runs(root: str | Path, *, whole: bool = True, onerror: Callable[[OSErro
         if onerror is not None and not gone and not part:
             onerror(error)
 
-    for folder, below, files in os.walk(start, onerror=unlisted):
+    for folder, below, files in os.walk(start, onerror=told):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if (all if whole else any)(name in files for name in (MANIFEST, LOG)):
             found.append(Path(folder))

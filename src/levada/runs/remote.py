@@ -26,12 +26,12 @@ from levada._errors import UsageError
 from levada.runs.address import cache_folder, connect
 from levada.runs.address import fetch as fetch
 from levada.runs.address import is_remote as is_remote
+from levada.runs.lock import LOCKS
 from levada.runs.manifest import LOG, MANIFEST, write_atomically
 
 __all__ = ["Mirror", "fetch", "is_remote", "pending", "stage", "upload"]
 
 _RANK: Final = re.compile(r"signals/rank-(\d+)/")
-_LOCK: Final = "writer.lock"
 # Seconds: between two rounds, at most after failures, for the first look at the remote, and for the last round.
 _EVERY, _LONGEST, _FIRST, _LAST = 15.0, 300.0, 10.0, 60.0
 
@@ -125,7 +125,7 @@ def _present(folder: Path, rank: int) -> Iterator[tuple[str, list[int]]]:
             path = Path(base, name)
             key = path.relative_to(folder).as_posix()
             of = _RANK.match(key)
-            if name.startswith(".") or name == _LOCK or (of and int(of[1]) != rank):
+            if name.startswith(".") or name in LOCKS or (of and int(of[1]) != rank):
                 continue
             if rank and key in (MANIFEST, LOG):
                 continue

@@ -10,9 +10,9 @@ from typing import Final
 
 from levada._errors import UsageError
 from levada.runs.folders import part_folders, rank_folders
-from levada.runs.lock import WriterLock
+from levada.runs.lock import VERDICTS, WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, parsed, read_manifest, write_atomically
-from levada.runs.rank_log import mend_rank_log
+from levada.runs.rank_log import RANK_LOG, mend_rank_log
 from levada.runs.reader import examine
 from levada.runs.rebuilding import mend_manifest, rebuilt
 from levada.runs.segments import (
@@ -118,7 +118,12 @@ def _mend_manifest(folder: Path) -> Iterator[str]:
 
 def _reseal_rank(folder: Path) -> Iterator[str]:
     yield from (f"{name} is written again from its copy" for name in mend_tables(folder))
-    yield from mend_rank_log(folder)
+    if (folder / RANK_LOG).is_file():
+        lock = WriterLock(folder, VERDICTS)
+        try:
+            yield from mend_rank_log(folder)
+        finally:
+            lock.release()
     tables = read_tables(folder)[0]
     suffix = "parquet" if has_parquet() else "frames"
     by_number: dict[int, list[Place]] = {}

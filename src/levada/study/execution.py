@@ -40,7 +40,7 @@ class Execution:
         held = _held_seeds(self.folder, study, self.settings) if (self.folder / "run.json").exists() else set()
         counted = sorted({*range(self.settings["seeds"]), *held})
         self.settings["seeds"] = len(counted)
-        self.cells = list(study.configurations(self.settings, counted))
+        self.cells = _cells(study, self.settings, counted, changes)
         self.values: dict[str, Mapping[str, Any]] = {}
         self.errors: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -137,6 +137,22 @@ class Execution:
             writer.append("figure", **figure.to_event())
 
 
+def _cells(study: Study, settings: Mapping[str, Any], seeds: list[int], changes: Mapping[str, Any]) -> list[Cell]:
+    """Return the configurations, or say that there are none at settings that were changed."""
+    try:
+        return list(study.configurations(settings, seeds))
+    except UsageError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        if not changes:  # the study's own
+            raise
+        asked = ", ".join(f"{key}={_written(value)}" for key, value in changes.items())
+        raise UsageError(
+            f"study {study.name} has no configurations at {asked}: {error}. Settings that are lists may have to be "
+            "changed together."
+        ) from error
+
+
 def _held_seeds(folder: Path, study: Study, settings: Mapping[str, Any]) -> set[int]:
     """Return the seeds whose results a folder holds, once it is known to be this study's, at these settings."""
     run = Run(folder)
@@ -163,7 +179,7 @@ def _held_seeds(folder: Path, study: Study, settings: Mapping[str, Any]) -> set[
 
 def _written(setting: Any) -> str:
     """Write a setting as `--set` takes it."""
-    if isinstance(setting, list):
+    if isinstance(setting, list | tuple):
         return ",".join(map(_written, setting))
     return str(setting).lower() if isinstance(setting, bool) else str(setting)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Final, final
 
 from levada._errors import UsageError
 from levada._names import meant
@@ -16,6 +16,7 @@ from levada.study.results import Cell, Results
 __all__ = ["SCALES", "Cost", "Settings", "Study"]
 
 SCALES = ("smoke", "small", "full")
+_MOST: Final = 1000  # times the largest number of its scales: what is planned then, of every seed, takes seconds
 
 # Settings are one flat mapping: what a user changes with `--set key=value`.
 Settings = Mapping[str, Any]
@@ -101,7 +102,8 @@ class Study:
 
         Raises:
             UsageError: if the scale or a setting is not known, or a value is not of the setting's type, or not above 0
-                where the setting's own is, or a name that the study does not know, or knows in another case.
+                where the setting's own is, or a whole number above a thousand times the largest of the scales, or a
+                name that the study does not know, or knows in another case.
         """
         if scale not in SCALES:
             raise UsageError(f"study {self.name}: scale must be one of {', '.join(SCALES)}, got {scale!r}.")
@@ -112,6 +114,7 @@ class Study:
                 raise UsageError(f"study {self.name} has no setting {key!r}; it has: {known}.{meant(key, settings)}")
             settings[key] = self._read(key, value)
             self._require_positive(key, settings[key])
+            self._require_bounded(key, settings[key])
             self._require_case(key, settings[key])
             self._require_known(key, settings[key])
         return settings
@@ -120,7 +123,7 @@ class Study:
         default = self.settings[key]
         try:
             return _convert(value, default)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             kind = f"{type(default[0]).__name__}, with commas" if _is_list(default) else type(default).__name__
             raise UsageError(f"study {self.name}: setting {key!r} is of type {kind}; got {value!r}.") from error
 
@@ -153,6 +156,20 @@ class Study:
             and not all(number > 0 for number in values)
         ):
             raise UsageError(f"study {self.name}: {key} must be above 0, got {value}.")
+
+    def _require_bounded(self, key: str, value: Any) -> None:
+        """Raise where a count is so large that the study would be planned without end, or take all memory."""
+        known = [number for table in (self.settings, *self.scales.values()) for number in _counts(table.get(key))]
+        most = _MOST * max(known, default=0)
+        over = next((number for number in _counts(value) if number > most > 0), None)
+        if over is not None:
+            rule = f"study {self.name}: {key} must be at most {most}, a thousand times the largest of its scales"
+            raise UsageError(f"{rule}, got {over}.")
+
+
+def _counts(value: Any) -> list[int]:
+    """Give the whole numbers of a setting."""
+    return [one for one in (value if _is_list(value) else (value,)) if isinstance(one, int) and type(one) is not bool]
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ FIXED: Final = ("parallel.gather", "parallel.stacked")
 """Keys of free tables that must stay: the precision of a gathered parameter is that of the step, and an optimizer's
 state is that of the stacked tensors."""
 
+_DEEPEST: Final = 10**6  # layers; 10,000 are built in seconds, and what is far above this without end
+
 # What a key says something about: another key, and the values of it. One that would be ignored is refused.
 _BELONGS: Final = {
     "model.dim": ("model.network", ("mlp", "transformer")),
@@ -82,6 +84,7 @@ class Model:
 
     def __post_init__(self) -> None:
         _least("model.depth", self.depth, 1)
+        _between("model.depth", self.depth, 1, _DEEPEST)
         _least("model.dim", self.dim, 1)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO, final
 
 from levada._errors import MeasurementError, UsageError
-from levada._termination import Terminated
+from levada._termination import Terminated, before_end
 from levada.runs import Run, RunWriter
 from levada.runs.curves import curve
 from levada.runs.manifest import write_atomically
@@ -209,6 +209,7 @@ class Record:
             Whether a run is continued.
         """
         self._writer, continued = begin(config, resume=resume, restarted=restarted, launch=launch, examples=examples)
+        before_end(self.terminate)
         return continued
 
     def step(self, step: int, loss: float, gradient_norm: float, lr: float) -> None:
@@ -238,10 +239,10 @@ class Record:
         if self._writer is not None:
             self.flush()
             self._writer.append(type, **payload)
-            self._told = type == "stopped"
+            self._told = type in ("stopped", "end")
 
     def end(self, error: BaseException | None = None) -> None:
-        """Store how the training ended; what stopped by itself has said so.
+        """Store how the training ended; what stopped by itself, or was ended, has said so.
 
         Args:
             error: what ended it; None if it came to its end.
@@ -254,6 +255,13 @@ class Record:
             told = told if stopped else " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
             with suppress(OSError, UsageError):  # the disk may be what failed
                 self.event("end", state="stopped" if stopped else "failed", error=told)
+
+    def terminate(self) -> None:
+        """Store that SIGTERM came: by another thread than the training's, which may wait for other processes."""
+        self.end(Terminated())
+        writer, self._writer = self._writer, None  # where the training goes on, it stores nothing behind that
+        if writer is not None:
+            writer.close()
 
     def flush(self) -> None:
         """Store what was kept."""

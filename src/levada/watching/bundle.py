@@ -16,20 +16,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from levada._errors import UsageError
 from levada._numbers import json_ready, restore_numbers
-from levada.runs.bundles import BUNDLES, CHECKSUM, checksum_of, look_at, no_bundle
+from levada.runs.address import local
+from levada.runs.bundle_forms import SCHEMA
+from levada.runs.bundles import BUNDLES, CHECKSUM, checksum_of, look_at, no_bundle, require_schema
 from levada.runs.frames import Damage, scan
 from levada.runs.manifest import LOG
 
 __all__ = ["BUNDLES", "Bundle", "encode", "read_bundle", "write_bundle"]
 
-SCHEMA: Final = 1
 _TABLE, _TENSORS = "bundle.json", "tensors.pt"
 
 
@@ -115,6 +116,8 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     """
     ((kind, held),) = value.items()
     if kind == "tensor":
+        if held not in tensors:
+            raise ValueError(f"{_TENSORS} lacks {held!r}, which {_TABLE} names")
         return tensors[held]
     if kind == "value":
         return restore_numbers(held)
@@ -192,13 +195,13 @@ def read_bundle(path: str | Path, *, examined: bool = False) -> Bundle:
     """Read a bundle.
 
     Args:
-        path: its folder.
+        path: its folder; or an address that fsspec knows, of which what is there is copied.
         examined: whether every byte of it has been compared with its checksums just now.
 
     Raises:
         UsageError: if it is none, was written by a later version, or is damaged.
     """
-    folder = Path(path)
+    folder = local(path)
     try:
         table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
         schema = table["schema"]
@@ -206,10 +209,11 @@ def read_bundle(path: str | Path, *, examined: bool = False) -> Bundle:
         raise UsageError(f"replay: {no_bundle(folder)}") from error
     if not examined and (kept := look_at(folder)).damage:
         raise UsageError(f"replay: {str(folder)!r} is damaged: {kept.damage}. {kept.left}")
-    if schema != SCHEMA:
-        raise UsageError(f"replay: this version reads bundles of schema {SCHEMA}, got {schema!r}. Update levada.")
+    require_schema(schema)
     try:
         tensors = torch.load(folder / _TENSORS, map_location="cpu", weights_only=True)
+        if not isinstance(tensors, dict) or not all(map(_is_plain, tensors.values())):
+            raise TypeError(f"{_TENSORS} must hold dense tensors by name, and holds something else")
         values = {name: decode(value, tensors) for name, value in table["values"].items()}
         return Bundle(
             step=int(table["step"]),
@@ -225,6 +229,10 @@ def read_bundle(path: str | Path, *, examined: bool = False) -> Bundle:
         )
     except Exception as error:
         raise UsageError(f"replay: the bundle {str(folder)!r} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
 def _rate_told(folder: Path, rule: str, step: int) -> dict[str, float]:

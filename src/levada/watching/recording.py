@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from torch import Tensor
 from levada._errors import TakenError, UsageError
 from levada._numbers import json_ready
 from levada._ranks import is_one_of_several
+from levada._termination import PATIENCE, before_end
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
@@ -157,6 +159,8 @@ class Recording:
         self._left: int | None = None
         self._judged: dict[str, Any] = {}
         self._bundles = self._bundle_names()
+        self._over = threading.Event()
+        before_end(self._close_beside)
 
     @property
     def problem(self) -> str | None:
@@ -220,6 +224,17 @@ class Recording:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        try:
+            self._end()
+        finally:
+            self._over.set()
+
+    def _close_beside(self) -> None:
+        """Close by another thread than the loop's; where that is closing, wait for it."""
+        self.close()
+        self._over.wait(PATIENCE)
+
+    def _end(self) -> None:
         self._steps = max(self._steps, self._watch.steps)
         self._hear(self._steps - 1)
         if self._signals is not None:

@@ -73,7 +73,7 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
     function, at the gradient that arrived at the model's output.
 
     Args:
-        bundle: its folder, or what `read_bundle` returned.
+        bundle: its folder, its address, or what `read_bundle` returned.
         model: a model of the same class and shapes.
         loss: callable of outputs and the noted targets, or of outputs alone where none were noted; "cross_entropy",
             "mse" or "output", as for `check`.
@@ -153,10 +153,7 @@ class _Run:
         here = {d: s for d, s in states.items() if d == "cpu" or torch.cuda.is_available()}
         with torch.random.fork_rng([int(d.partition(":")[2]) for d in here if d != "cpu"]):
             for device, state in here.items():
-                if device == "cpu":
-                    torch.set_rng_state(state)
-                else:
-                    torch.cuda.set_rng_state(state, device)
+                _set_random_state(device, state)
             try:
                 yield
             finally:
@@ -169,7 +166,7 @@ class _Run:
         with torch.enable_grad(), contextlib.ExitStack() as stack:
             for device, dtype in types.items():
                 if device == self._device.type:
-                    stack.enter_context(torch.autocast(device, getattr(torch, dtype)))
+                    stack.enter_context(torch.autocast(device, _precision(dtype)))
             try:
                 outputs = self.model(*fresh[0], **fresh[1])
                 loss = self._loss(outputs, *fresh)
@@ -231,6 +228,29 @@ def require_alone(loss: Callable[..., Any]) -> None:
             f"{name}{taken}. Leave it out: the backward pass then begins at the gradient that was kept, if one was. "
             "Watch.note(targets=targets) keeps them with the next bundle."
         ) from None
+
+
+def _set_random_state(device: str, state: Tensor) -> None:
+    try:
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UsageError(
+            f"replay: the bundle's random state of {device} must be one of this PyTorch's generator, which refused "
+            f"it ({error}). Replay it with the version that facts.versions in its bundle.json names."
+        ) from error
+
+
+def _precision(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UsageError(
+            f"replay: the bundle's facts.autocast must name floating types of PyTorch, as bfloat16, got {name!r}. "
+            "Its bundle.json is damaged."
+        )
+    return dtype
 
 
 def _require_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -31,6 +31,7 @@ from levada.watching.sample import Continue, Listener, Sample
 from levada.watching.since import record_again
 from levada.watching.skipped import RULE as SKIPPED
 from levada.watching.telling import hears, warn
+from levada.watching.uncopied import Uncopied
 
 __all__ = ["Watch", "watch"]
 
@@ -38,7 +39,7 @@ _RECENT: Final = 1000  # samples that are kept
 
 
 @final
-class Watch:
+class Watch(Uncopied):
     """What `levada.watch` returns.
 
     Attributes:

@@ -245,6 +245,7 @@ class Summary(Row):
     first_step: int | None = Field(description="The first sampled step; null without samples.")
     last_step: int | None
     reached: list[int] = Field(description="The last sampled step of each process that holds blocks.")
+    rewritten: int = Field(description="How often the record was mended, or gone on with from an earlier step.")
     samples: int
     overhead: Number = Field(description="Share of the training time that watching took.")
     ranks: list[int]

@@ -10,6 +10,7 @@ from levada._names import CALLED, NONFINITE
 from levada.report.check import COLUMNS
 from levada.report.record import logged_in
 from levada.report.words import fired, number, phrase
+from levada.runs.standing import CONTINUED
 from levada.runs.tables import read_tables
 from levada.web.drawings import drawn_in, last_section
 from levada.web.inside import INSIDE, absent
@@ -133,6 +134,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         first_step=steps[0] if steps else None,
         last_step=steps[-1] if steps else None,
         reached=[one.steps[-1] for one in signals if one.steps],
+        rewritten=_rewritten(run) if watched else 0,
         samples=len(steps),
         overhead=_overhead(run, signals),
         ranks=list(run.ranks),
@@ -144,6 +146,12 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         has=[*_has(run, signals), *(("drawings",) if drawn_in(section) else ())],
         lacks={part: absent(run, part) for part in INSIDE if watched and not run.holders(part)},
     )
+
+
+def _rewritten(run: Opened) -> int:
+    """Count what changes samples that were shown, and not only adds some."""
+    told = sum(event["type"] in (CONTINUED, "repaired") for rank in {0, *run.ranks} for event in run.events(rank=rank))
+    return told + sum(".torn" in name.rpartition("/")[2] for name, _, _ in run.fingerprint)
 
 
 def _names(signals: Sequence[Any]) -> list[str]:

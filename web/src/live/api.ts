@@ -139,6 +139,8 @@ export interface Summary extends Row {
   readonly last_step: number | null;
   /** The last sampled step of each process that holds blocks. */
   readonly reached: readonly number[];
+  /** How often the record was mended, or gone on with from an earlier step. */
+  readonly rewritten: number;
   readonly samples: number;
   readonly overhead: Numeric;
   readonly ranks: readonly number[];

@@ -12,8 +12,8 @@ export interface Question {
   readonly y: Span;
   readonly columns: number;
   readonly rows: number;
-  /** What changes when the run has grown within the stretch. */
-  readonly version: number;
+  /** What changes when the run has grown within the stretch, or is another. */
+  readonly version: string;
 }
 
 /** The server's answer (docs/serve.md): planes in base64, row by row. */
@@ -51,9 +51,16 @@ export function cellsOf(x: Span, y: Span, columns: number, rows: number): Pick<Q
   };
 }
 
-/** What changes when a process has sampled more of a stretch: each writes for itself, and one may be behind. */
-export const versionOf = ({ reached }: Pick<Summary, "reached">, x: Span): number =>
-  reached.reduce((sum, step) => sum + Math.min(step, x.to), 0);
+/**
+ * What changes when a process has sampled more of a stretch: each writes for itself, and one may be behind.
+ *
+ * A run that was mended, that goes on from an earlier step, or that began anew in its folder comes to the same steps
+ * again, with other samples.
+ */
+export const versionOf = ({ reached, rewritten, created }: Versioned, x: Span): string =>
+  [reached.reduce((sum, step) => sum + Math.min(step, x.to), 0), rewritten, created].join(" ");
+
+type Versioned = Pick<Summary, "reached" | "rewritten" | "created">;
 
 export const key = (asked: Question): string =>
   [

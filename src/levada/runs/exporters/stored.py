@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from levada._errors import UsageError
-from levada.runs.address import is_remote
+from levada.runs.address import is_remote, local
 from levada.runs.exporters.exporter import Exporter, chosen, tag, told
 from levada.runs.findings import first_of, process_name, said_of, tellings
-from levada.runs.manifest import MANIFEST, name_of
+from levada.runs.manifest import LOG, MANIFEST, name_of
 from levada.runs.reader import Run, require_readable
 from levada.runs.standing import CONTINUED, Standing
 
@@ -84,11 +84,14 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
     """
     # An address is read from a copy, in a folder whose name says nothing.
     place = Path(run.partition("://")[2]) if isinstance(run, str) and is_remote(run) else None
-    run = run if isinstance(run, Run) else Run(run)
-    require_readable(run.path)
+    folder = run.path if isinstance(run, Run) else local(run)
+    require_readable(folder)  # before the manifest, which may be what this user may not read
+    run = run if isinstance(run, Run) else Run(folder)
     rows = _numbers(run, sites)
     told_at = _findings(run, max(rows, default=0))
     if not run.ranks and not (run.manifest.kind == "watch" and (rows or told_at)):
+        if not (run.path / LOG).is_file() or run.damage is not None:
+            raise UsageError(f"{run.path}: of its {LOG} nothing can be read. Look at it: levada doctor {run.path}")
         lacking = "signals, losses or findings" if run.manifest.kind == "watch" else "signals"
         raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no {lacking}.{_watched(run)}")
     name = name_of(place or run.path.resolve())
