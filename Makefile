@@ -28,7 +28,7 @@ demo: $(VENV)/.demo  ## check a sick network and its repaired twin, run two stud
 	$(BIN)/levada report runs/demo -o report.html
 
 test: $(VENV)/.dev  ## all tests, the examples in docstrings and in the documentation
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 web/node_modules/.package-lock.json: web/package-lock.json
 	cd web && npm ci

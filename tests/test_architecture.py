@@ -34,7 +34,7 @@ LAYERS = [
     {"stacking"},
     {"connection"},
     {"ops"},
-    {"_names", "_numbers", "_ranks", "_termination"},
+    {"_names", "_numbers", "_ranks", "_seeding", "_termination"},
     {"_errors"},
 ]
 # cli, commands, parsing and targets are one layer in four files.

@@ -68,14 +68,25 @@ def gradients(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
+def compiled() -> dict[tuple[str, torch.dtype], dict[str, Tensor]]:
+    """Give the gradients in one process, which compiles the loops of `levada[cpu]` and keeps them for others."""
+    types = torch.float64, torch.float32
+    return {(case, dtype): gradients(build(case, dtype), batch().to(dtype)) for case in CASES for dtype in types}
+
+
 @pytest.fixture(scope="module")
-def found(two_processes) -> dict[str, dict[str, dict]]:
+def alone() -> dict[tuple[str, torch.dtype], dict[str, Tensor]]:
+    return compiled()
+
+
+@pytest.fixture(scope="module")
+def found(two_processes, alone) -> dict[str, dict[str, dict]]:  # begun after it: each would compile the loops
     return two_processes(__file__)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_a_single_process(case, found):
-    expected = gradients(build(case, torch.float64), batch().double())
+def test_gradients_are_those_of_a_single_process(case, found, alone):
+    expected = alone[case, torch.float64]
     torch.testing.assert_close(found["double"][case], expected, rtol=1e-9, atol=1e-12)
     assert any("connection" in name for name in expected)
 
@@ -89,8 +100,8 @@ def test_coefficients_are_made_of_float32_while_branches_run_in_bfloat16(case, f
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_mixed_precision_gives_nearly_the_same_gradients(case, found):
-    expected = gradients(build(case, torch.float32), batch())
+def test_mixed_precision_gives_nearly_the_same_gradients(case, found, alone):
+    expected = alone[case, torch.float32]
     largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in found["mixed"][case].items():
         assert gradient.dtype == torch.float32

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from levada._seeding import reseed
 from levada.diagnose.diagnostics.learning_rate import unlearned
 from levada.diagnose.facts import Facts
 from levada.diagnose.material import Material
@@ -200,7 +201,7 @@ def _widened(down: str, up: str, wide: int) -> Change:
         first, second = model.get_submodule(down), model.get_submodule(up)
         assert isinstance(first, nn.Linear)
         assert isinstance(second, nn.Linear)
-        torch.manual_seed(draw)
+        reseed(draw)
         try:
             model.set_submodule(down, _like(first, first.in_features, wide))
             model.set_submodule(up, _like(second, wide, second.out_features))

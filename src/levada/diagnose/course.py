@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from levada._errors import MeasurementError
+from levada._seeding import reseed
 from levada.diagnose.loss import Loss
 from levada.diagnose.remedies import Patch
 from levada.diagnose.update import Factory
@@ -148,7 +149,7 @@ class Training:
             if clock.left <= 0:
                 raise Spent
             batch = _drawn(batches, generator)
-            torch.manual_seed((seed * 100_003 + step) % 2**63)
+            reseed((seed * 100_003 + step) % 2**63)
             optimizer.zero_grad()
             outputs = model(*batch.args, **batch.kwargs)
             value = lowered(outputs, batch)
@@ -179,7 +180,7 @@ class Training:
 
 
 def _evaluated(judge: Loss, model: nn.Module, batches: Sequence[Batch], seed: int) -> float:
-    torch.manual_seed(seed % 2**63)
+    reseed(seed % 2**63)
     with torch.no_grad():
         values = [float(judge(model(*b.args, **b.kwargs), b)) for b in batches]
     return sum(values) / len(values)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError
+from levada._seeding import reseed
 from levada.diagnose.loss import floating_outputs
 from levada.diagnose.pace import Pace
 from levada.diagnose.preserve import given_copies_if_edited
@@ -56,7 +57,7 @@ class Run:
             MeasurementError: if the model ran before and now does not.
         """
         batch = self.batches[index] if batch is None else batch
-        torch.manual_seed(self.seed + draw)
+        reseed(self.seed + draw)
         try:
             with activations_kept(self.model), self.pace.pass_forward():
                 return self.model(*batch.args, **batch.kwargs)

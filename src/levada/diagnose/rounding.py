@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from levada._seeding import reseed
 from levada.diagnose.trial import widened
 from levada.diagnose.update import Factory, Update, first_update
 from levada.inputs import Batch
@@ -120,7 +121,7 @@ def exact_step(
             with torch.no_grad():
                 for name, value in {**state, **values}.items():
                     twin.get_parameter(name).copy_(value)
-                torch.manual_seed(0)
+                reseed(0)
                 losses.append(float(loss(twin(*wide.args, **wide.kwargs), wide)))
     except Exception:  # any code may refuse a copy or another type: then the finding stays a warning
         return None

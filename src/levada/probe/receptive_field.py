@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import MeasurementError, UsageError, require_at_least
+from levada._seeding import reseed
 from levada.inputs import Batch
 from levada.probe.field_gradient import FieldGradient, counted
 from levada.probe.field_shape import along, deviation, extent, measured, span
@@ -180,11 +181,11 @@ def _precise(model: nn.Module, given: Batch, seed: int) -> tuple[Callable[[Batch
     doubles = {name: _double(value.detach()) for name, value in values.items()}
 
     def run(moved: Batch) -> Any:
-        torch.manual_seed(seed)
+        reseed(seed)
         return torch.func.functional_call(model, doubles, moved.args, dict(moved.kwargs))
 
     def run_own(moved: Batch) -> Any:
-        torch.manual_seed(seed)
+        reseed(seed)
         return run_once(model, moved, "receptive_field")
 
     moved = replace(
