@@ -38,7 +38,7 @@ def test_one_odd_batch_is_named_with_its_step_and_nothing_moved_before_it():
 
 
 @pytest.mark.parametrize(
-    ("at", "size", "named"), [(0, 2.0, True), (0, 0.5, False), (320, 0.06, True), (320, 0.02, False), (340, 2.0, False)]
+    ("at", "size", "named"), [(0, 1.1, True), (0, 0.9, False), (320, 0.06, True), (320, 0.04, False), (340, 2.0, False)]
 )
 def test_steps_far_above_usual_before_the_jump_are_named_and_not_the_batch(at, size, named):
     def edit(step, values, scalars, losses):
@@ -102,7 +102,7 @@ def test_heavy_tails_are_no_alarm_and_told_three_times_at_most():
     assert [f.severity for f in spikes(run)] == ["info"] * 3
 
 
-@pytest.mark.parametrize(("since", "severity"), [(322, "warn"), (290, "info")])
+@pytest.mark.parametrize(("since", "severity"), [(322, "warn"), (307, "warn"), (302, "info")])
 def test_a_climb_of_some_steps_is_part_of_the_jump_and_one_of_many_is_what_the_run_has_known(since, severity):
     def edit(step, values, scalars, losses):
         scalars["lr"] = 0.03 if step >= 320 else 1e-3
