@@ -99,3 +99,14 @@ def test_what_is_known_from_before_holds_for_64_steps_or_as_long_as_the_samples_
     claim = spike(run).claim
     assert (f"Nothing that is watched moved before it, up to the sampled step {last}." in claim) is known
     assert ("What moved before it is not known, as no step was sampled shortly before." in claim) is not known
+
+
+def test_a_rate_that_was_raised_is_named_though_no_step_was_sampled_shortly_before():
+    run = Synthetic(every=25)
+    run.run(20, jumping(lambda *_: None, onset=10**9))
+    last = run.told - 1
+    run.step = last + 90
+    run.run(5, jumping(lambda *_: None, onset=last + 80), lr=0.1)
+    claim = spike(run).claim
+    assert f"The learning rate rose from 0.001 to 0.1 between steps {last} and {last + 90}." in claim
+    assert "not known" not in claim

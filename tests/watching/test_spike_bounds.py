@@ -3,6 +3,9 @@
 import pytest
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
+from levada.watching.baseline import LossBaseline
+from levada.watching.spike import Spikes
+
 ONSET = 401
 
 
@@ -111,3 +114,10 @@ def test_a_rate_that_drifts_is_no_rate_that_was_raised(by, raised):
     rose = {"from": 0.1, "to": pytest.approx(0.21), "after": 360, "by": 380}
     assert found.evidence["learning_rate"] == (rose if raised else None)
     assert found.severity == ("error" if raised else "warn")
+
+
+@pytest.mark.parametrize(("high", "steep"), [(15.9, False), (16.1, True)])
+def test_of_a_young_run_a_loss_rose_steeply_that_is_eight_times_the_first(high, steep):
+    rose = {"step": 2, "from": 2.0, "to": 40.0} if steep else None
+    recent = [(0, 2.0), (1, 2.1), (2, high)] + ([(3, 40.0)] if steep else [])
+    assert Spikes().before(4, recent, LossBaseline()) == rose
