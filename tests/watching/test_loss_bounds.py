@@ -57,3 +57,18 @@ def test_what_matters_is_what_was_learned_or_a_quarter_of_the_start(level, scale
 @pytest.mark.parametrize(("first", "untrained"), [(2.0, 2.0), (3.0, 3.0), (9.0, 4.0)])
 def test_the_untrained_model_has_twice_the_start_at_most(first, untrained):
     assert known(1.0, first=first).untrained == untrained
+
+
+@pytest.mark.parametrize(
+    ("level", "constant", "maximised"),
+    [(-3.0, -1.0, True), (-3.0, 1.0, False), (-3.0, None, False), (-0.5, -1.0, False), (-1.01, -1.0, False)],
+)
+def test_a_loss_is_maximised_that_is_a_negative_multiple_and_falls_and_is_down_still(level, constant, maximised):
+    middle = None if level == -1.01 else -3.0  # it fell, and may have come back
+    assert known(level, first=-1.0, start=-1.0, middle=middle, constant=constant).maximised is maximised
+
+
+def test_a_loss_that_was_positive_on_any_batch_is_not_maximised():
+    losses = known(-3.0, first=-1.0, start=-1.0, constant=1.0)
+    losses.sampled({"constant_loss": -1.0})
+    assert (losses.constant, losses.maximised) == (-1.0, False)
