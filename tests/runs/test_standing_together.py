@@ -1,8 +1,8 @@
-"""What is said of a run of several parts, each judged by itself: the rules, the steps, what is still lacking."""
+"""What is said of a run, of several parts too: which rules judged it, up to which step, what is still lacking."""
 
 import pytest
 
-from levada.runs.standing import Standing
+from levada.runs.standing import Standing, sampling
 
 DEPTH = "vanishing_gradient"
 
@@ -72,3 +72,15 @@ def test_what_is_kept_without_counts_says_nothing_that_the_next_sample_makes_unt
     event = told.event(counts=False)
     assert event["unjudged"] == {"a": "3 are needed", "b": "no zeros were seen"}
     assert {"lacking", "reached"}.isdisjoint(event)
+
+
+@pytest.mark.parametrize(("sampled", "called"), [(89, "healthy up to step 89 of 101"), (90, "healthy")])
+def test_a_run_whose_last_tenth_was_not_seen_is_healthy_up_to_there(sampled, called):
+    assert Standing((), ("x",), sampled=sampled, steps=101).called == called
+
+
+def test_the_distance_of_samples_is_that_of_the_last_eight_and_twice_it_is_late():
+    steps = [0, 1, *range(21, 182, 20)]  # eight of 20 behind one of 20 and one of 1
+    assert sampling(steps, steps[-1] + 41) == "sampled every 20 steps"
+    assert sampling(steps, steps[-1] + 42) == "sampled every 20 steps; the last sample is 41 steps old"
+    assert sampling([0, 1, *range(21, 142, 20)], 142) == "sampled every 1 to 20 steps"
