@@ -26,6 +26,10 @@ class Batch:
     size: int = 4
 
 
+class Graph(torch.Tensor):
+    """Rows that belong together in a way that their numbers do not tell."""
+
+
 def told(*given, targets=4, **named):
     alike = Alike()
     alike.open()
@@ -48,6 +52,8 @@ def told(*given, targets=4, **named):
         pytest.param([SAME, torch.arange(12)[None]], 4, id="with what is for all rows"),
         pytest.param([SAME, torch.tensor(0.5)], 4, id="with a number"),
         pytest.param([torch.ones(4)], 4, id="one dimension"),
+        pytest.param([SAME, torch.empty(4, 0)], 4, id="with what holds nothing"),
+        pytest.param([[SAME] * 64], 4, id="as many tensors as are compared"),
     ],
 )
 def test_rows_that_are_the_same_are_counted(given, targets):
@@ -81,11 +87,39 @@ def test_rows_that_differ_are_none(given, targets):
         pytest.param([SAME, object()], 4, id="with what is not known"),
         pytest.param([SAME.to_sparse()], 4, id="sparse"),
         pytest.param([SAME.clone().requires_grad_()], 4, id="made by another module"),
+        pytest.param([SAME.as_subclass(Graph)], 4, id="of another class"),
+        pytest.param([[SAME] * 65], 4, id="more tensors than are compared"),
         pytest.param([], 4, id="nothing"),
     ],
 )
 def test_what_may_tell_rows_apart_is_not_judged(given, targets):
     assert told(*given, targets=targets) is None
+
+
+def size(*given):
+    alike = Alike()
+    alike.open()
+    alike.see(enumerate(given))
+    found = alike.size()
+    return None if found is None else float(found)
+
+
+def test_the_size_of_the_inputs_is_that_of_their_numbers_alone():
+    x = torch.tensor([3.0, 4.0])
+    assert size(x) == size(x, torch.tensor([700])) == pytest.approx(12.5**0.5)
+    assert size(x, torch.tensor(1e6)) == size(x)  # a temperature, or the time of a diffusion
+    assert size(torch.full((2, 3), -1e30)) == pytest.approx(1e30)  # a mask, whose square is no float32
+    assert size(torch.empty(0, 4)) is size() is size(torch.tensor([7])) is None
+    assert size([x] * 65) is None
+
+
+def test_after_64_passes_of_a_step_no_more_are_compared():
+    alike = Alike()
+    alike.open()
+    for _ in range(64):
+        alike.see([(0, SAME)])
+    alike.see([(0, DIFFER)])  # their cost is bounded
+    assert float(alike.of(4)) == 4
 
 
 def test_targets_among_the_arguments_are_no_inputs():

@@ -49,6 +49,20 @@ def test_parameters_that_are_frozen_are_named_with_the_step():
     assert found.claim.startswith("Since step 30 2 of 6 parameters (1.weight, 1.bias) ask for no gradient")
 
 
+def test_a_parameter_is_told_of_once_64_updates_have_passed_it_over_and_the_first_step_of_several():
+    loop = Loop()
+    loop.run(30)
+    loop.run(10, at_rest=[2])
+    loop.run(54, at_rest=[1, 2])
+    found = loop.run(1, at_rest=[1, 2])
+    assert (found.evidence["step"], found.evidence["number"]) == (30, 2)
+    loop.run(9, at_rest=[1, 2])
+    found = loop.run(1, at_rest=[1, 2])
+    assert (found.evidence["step"], found.evidence["number"]) == (30, 4)
+    assert found.evidence["parameters"] == ["1.weight", "1.bias", "2.weight", "2.bias"]
+    assert found.evidence["tests"] == {"updates_since": 64}
+
+
 def test_a_rate_of_0_is_told_apart_and_what_follows_is_added():
     loop = Loop()
     loop.run(30)

@@ -1,12 +1,15 @@
 """A loop that leaves out batches which are not finite, before their backward pass, and goes on."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import levada
+from levada.watching.ledger import Ledger
+from levada.watching.left_out import LeftOut
 
 BAD, STEPS = 12, 30
 
@@ -98,6 +101,10 @@ def test_many_are_counted_and_a_tenth_of_all_is_a_warning():
     )
     (finding,) = train(spoilt_targets, bad=range(5, 29, 3)).findings
     assert (finding.severity, finding.evidence["number"]) == ("warn", 8)
+    (finding,) = train(spoilt_targets, bad=range(5, 150, 20), steps=150).findings
+    assert (finding.severity, finding.evidence["number"]) == ("info", 8)
+    (finding,) = train(spoilt_targets, bad=range(5, 26, 3)).findings
+    assert (finding.severity, finding.evidence["number"]) == ("info", 7)
 
 
 @pytest.mark.parametrize("bad", [(BAD,), (5, BAD)])
@@ -287,3 +294,21 @@ def test_passes_of_training_are_counted_without_those_that_evaluate():
             model(torch.randn(8, 4))
             model.train()
     assert [f.evidence["passes"] for f in watch.findings] == [7]  # when it was told
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("rows", [4, 0])
+def test_an_output_is_followed_whatever_it_is_made_of(kind, rows):
+    source, ledger = SimpleNamespace(steps=0, passed=0), Ledger(3, print)
+    left, weight = LeftOut(source, ledger, tuple), torch.ones(1, dtype=kind, requires_grad=True)
+    for factor in (math.nan, 1.0):
+        left.noted(torch.tensor([math.nan if not rows and math.isnan(factor) else 1.0]))
+        left.begins()
+        output = weight.expand(rows if math.isnan(factor) else 4) * factor
+        left.returned(output)
+        source.passed += 1
+    output.abs().sum().backward()
+    left.updated(0, torch.tensor(0.5))
+    (finding,) = ledger.findings
+    assert (finding.rule, finding.evidence["step"]) == ("nonfinite_batches", 0)
+    assert finding.evidence["tensor"] == ("signal" if rows else "targets")

@@ -371,6 +371,50 @@ def test_a_process_that_is_told_to_end_leaves_the_terminal_as_it_was(terminal: T
     assert "gradient by block" not in terminal.text
 
 
+def test_a_child_of_the_watched_process_leaves_the_terminal_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, out, watch = 0.0, io.StringIO(), make_watch()
+    monkeypatch.setattr("levada.watching.live.time", SimpleNamespace(monotonic=lambda: now))
+    live = Live(watch, stream=out)
+    live.before_update(0, torch.tensor(2.0))
+    live.sampled(make_sample(0))
+    begun = out.getvalue()
+    calls = (
+        lambda: live.before_update(20, torch.tensor(1.0)),
+        lambda: live.sampled(make_sample(20)),
+        lambda: live.found_between_samples(20),
+        live.close,
+    )
+    now = 1000.0  # a line is due
+    watch.findings.append(make_finding())
+    for call in calls:
+        child = os.fork()
+        if child == 0:
+            try:
+                call()
+                os._exit(int(out.getvalue() != begun))
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for call in calls:
+        length = len(out.getvalue())
+        call()
+        assert len(out.getvalue()) > length
+        watch.findings.append(make_finding(f"rule_{length}"))
+        now += 1000.0
+
+
+def test_what_is_found_between_samples_is_shown_by_the_first_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, watch = io.StringIO(), make_watch()
+    live = Live(watch, stream=out)
+    watch.findings.append(make_finding("skipped_steps"))
+    with monkeypatch.context() as patch:
+        patch.setattr("levada.watching.live.is_first", lambda: False)
+        live.found_between_samples(7)
+    assert out.getvalue() == ""
+    live.found_between_samples(7)
+    assert "skipped_steps" in out.getvalue()
+
+
 def test_a_stream_that_nobody_reads_any_more_is_no_failure() -> None:
     class Closed(io.StringIO):
         def write(self, text: str) -> int:

@@ -101,6 +101,18 @@ def test_thirty_times_the_first_losses_is_without_a_bound(size, unbounded):
     assert (falling.fold, falling.unbounded) == (pytest.approx(300**1.5 / size), unbounded)
 
 
+def test_the_first_losses_have_the_size_of_the_largest_of_sixteen():
+    falling = after(300, lambda n: -0.01 if n in (1, 16) else -200.0 if n == 9 else -(n**1.5))
+    assert (falling.fold, falling.unbounded) == (pytest.approx(300**1.5 / 200), False)
+
+
+def test_a_loss_that_was_above_zero_within_the_stretches_has_no_power():
+    falling = after(300, lambda n: 1.0 if n < 100 else -(n**2.0))
+    assert (falling.power, falling.unbounded) == (0.0, False)
+    falling = after(600, lambda n: 1.0 if n < 100 else -(n**2.0))
+    assert (falling.power, falling.unbounded) == (pytest.approx(2.0), True)
+
+
 def test_a_few_losses_have_no_bound_yet():
     assert not after(127, lambda n: -0.01 * n**3).unbounded
     assert after(128, lambda n: -0.01 * n**3 if n > 16 else -1.0).unbounded

@@ -194,6 +194,36 @@ def test_infinities_of_a_mask_are_not_blamed_for_another_nan():
     assert any("the argument mask holds -Inf in 8 of its 32 values" in note for note in found.report.notes)
 
 
+class Scores(nn.Module):
+    """Scores of which a mask closes some."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.eye(4))
+
+    def forward(self, x):
+        return (x @ self.scale).masked_fill(torch.eye(4, dtype=torch.bool)[0], -math.inf)
+
+
+class Masked(Named):
+    def __init__(self):
+        super().__init__()
+        self.scores = Scores()
+
+    def forward(self, x):
+        return super().forward(torch.softmax(self.scores(x), -1) + x)
+
+
+@pytest.mark.parametrize("at", [BAD, LAST - 1])  # the last one is behind all samples
+def test_a_mask_that_a_block_gives_hides_nothing_that_is_not_finite_later(tmp_path, at):
+    finding, watch, _ = ran(tmp_path, spoilt_inputs, model=Masked(), at=at)
+    assert (finding.severity, finding.evidence["step"], finding.evidence["tensor"]) == ("error", at, "inputs")
+    assert watch.report().verdict == "error"
+    assert len(watch.judge.keeper.folders) == 1
+    finding, watch, _ = ran(tmp_path / "sound", nothing, model=Masked())
+    assert (finding.severity, finding.where["first"]) == ("info", "scores")
+
+
 def test_a_row_that_a_mask_closes_whole_is_blamed_on_the_mask():
     class Soft(Named):
         def forward(self, x, mask):

@@ -268,6 +268,17 @@ def weights_of(size):
         (before(losses=[1.0, 2.0, 9.0, 80.0]), 1.0, False),  # three in a row
         (before(losses=[1.0, 1.1, 1.2, 1.3, 1.4]), 1.0, False),
         (before(losses=[1.0, 2.0, 9.0, 80.0, 700.0], rate=math.nan), 1.0, False),
+        (before(0.09, jump=JUMP), 1.0, False),
+        (before(0.11, jump=JUMP), 1.0, True),
+        (before(0.9, sampled=38), 1.0, False),
+        (before(1.1, sampled=38), 1.0, True),
+        (before(2.0, sampled=37), 1.0, False),
+        (before(jump=JUMP), 1.9, False),
+        (before(jump=JUMP), 2.1, True),  # twice as large three steps after the one before the jump
+        (before(jump=JUMP | {"step": 30}), 2.7, False),
+        (before(jump=JUMP | {"step": 30}), 3.0, True),  # a tenth at each of eleven steps
+        (before(losses=[1.0, 2.0, 3.0, 5.0, 7.9]), 1.0, False),
+        (before(losses=[1.0, 2.0, 3.0, 5.0, 8.1]), 1.0, True),
     ],
 )
 def test_each_leg(known, size, named):
@@ -320,6 +331,8 @@ def test_a_loss_that_leaps_long_after_the_last_sample_is_not_blamed_on_the_rate(
     assert found.claim.endswith(
         "The weights of 1, and of no other block, changed by a factor of 900 between step 370 and step 439."
     )
+    for known in (leapt(leap=101.0), leapt(ratio=0.09), replace(leapt(), rows=before(sampled=374).rows)):
+        assert HIGH not in blamed(LATE, known, weights_of(1e3)).evidence
     found = blamed(LATE, leapt(last=4.0), weights_of(1e3))
     assert "came up 2.5e+05-fold in one step" in found.claim, "of the step before, not of the usual loss"
     rose = {"from": 0.25, "to": 0.5}
@@ -340,7 +353,7 @@ def test_a_loss_that_leaps_long_after_the_last_sample_is_not_blamed_on_the_rate(
         pytest.param(leapt(leap=99.0), id="it may have overshot"),
         pytest.param(leapt(rise={"from": 0.25, "to": 0.5, "after": 430, "by": 436}), id="the rate rose"),
         pytest.param(leapt(rise={"from": 0.25, "to": 0.5, "after": 373, "by": 374}), id="the rate rose unseen"),
-        pytest.param(replace(leapt(), rows=before(sampled=390).rows), id="it was sampled not long before"),
+        pytest.param(replace(leapt(), rows=before(sampled=375).rows), id="it was sampled not long before"),
     ],
 )
 def test_a_leap_that_the_rate_may_explain_is_blamed_on_it(known):

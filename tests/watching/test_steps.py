@@ -3,6 +3,8 @@
 import math
 import warnings
 from functools import partial
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 import levada
 from levada.watching.judge import Judge
+from levada.watching.losses import Losses
 from levada.watching.together import Together
 from levada.watching.weights import Weights
 
@@ -202,6 +205,27 @@ def test_looking_at_losses_is_counted(monkeypatch):
         train(model, optimizer, data(2))
     # Two that changed, two from either end of those held, then these four again; later two that changed, and the four.
     assert counted == pytest.approx([10.0, 6.0], abs=0.5)
+
+
+def test_the_time_of_a_look_is_divided_among_the_watches_that_look(monkeypatch):
+    ticks = count()
+    monkeypatch.setattr("levada.watching.losses.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    nothing = SimpleNamespace(updates=0, before_backward=lambda: None, learned=lambda roots: None)
+    model, spent = nn.Linear(2, 1), {1: [], 2: [], 3: []}
+    several = [Losses(model, heard=nothing, parts=lambda: 1, spent=spent[i].append) for i in spent]
+    seconds = []
+    for opened in several:  # one, two, three of them
+        opened.open()
+        for each in spent.values():
+            each.clear()
+        model(torch.ones(1, 2)).sum().backward()
+        seconds.append([sum(each) for each in spent.values()])
+    for opened in several:
+        opened.close()
+    assert None not in [opened.current() for opened in several]  # each has looked
+    whole = seconds[0][0]
+    assert whole > 0
+    assert seconds == [[whole, 0, 0], [whole / 2, whole / 2, 0], [pytest.approx(whole / 3)] * 3]
 
 
 @pytest.mark.parametrize("kind", ["one", "turns", "within"])

@@ -68,6 +68,14 @@ def test_the_claim_gives_the_facts():
     )
 
 
+def test_what_asks_for_no_gradient_is_neither_followed_nor_counted():
+    net = model()
+    net[0].requires_grad_(False)
+    (finding,), _ = train(net, [sgd(parameters(net, range(1, 4)))])
+    assert finding.claim.startswith("2 of 8 parameters (4.weight, 4.bias) got a gradient")
+    assert finding.evidence["tests"] == {"stood_still_for": 64, "looked_at": 2}
+
+
 class Gated(nn.Module):
     """x + alpha f(x), with alpha its own or one of its model's; `aside` has a second way past the gate."""
 

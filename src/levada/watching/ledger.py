@@ -65,7 +65,9 @@ class Ledger:
         return list(self._findings.values())
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._cases
+        """Return whether an error was told of it, than which nothing is worse."""
+        case = self._cases.get(key)
+        return case is not None and case.at is not None and self._findings[case.at].severity == "error"
 
     def last(self, key: Key) -> Finding | None:
         """Return what a rule said of a place last, while it does."""
@@ -126,12 +128,20 @@ class Ledger:
                 del self._cases[key]
 
     def tell_at_once(self, finding: Finding) -> None:
-        """Tell a finding that needs no other sample; or its place, where that is known only now."""
-        key = finding.rule, ""
+        """Tell a finding that needs no other sample; that it is worse, or over; or its place, where known only now."""
+        key, seen_at = (finding.rule, ""), finding.evidence["seen_at"]
         case = self._cases.get(key)
+        if case is not None and case.at is not None and _worse(self._findings[case.at], finding):
+            self.end(finding.rule, seen_at)  # what is left of it, as a mask, was there before
+            case = None
         if case is None:
-            told = replace(finding, evidence={**finding.evidence, "told_at": finding.evidence["seen_at"]})
+            told = replace(finding, evidence={**finding.evidence, "told_at": seen_at})
             self._cases[key] = _Case(finding, 1, 0, self._tell(told))
+        elif case.at is not None and _worse(finding, self._findings[case.at]):
+            told_at = self._findings[case.at].evidence["told_at"]
+            case.finding = finding
+            self._findings[case.at] = replace(finding, evidence={**finding.evidence, "told_at": told_at})
+            self._remember(self._findings[case.at])
         elif case.at is not None and finding.where and not self._findings[case.at].where:
             before = self._findings[case.at].evidence
             # The same one, and now its block is known; where data, buffers or weights were not finite, that tells less.
