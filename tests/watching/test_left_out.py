@@ -312,3 +312,22 @@ def test_an_output_is_followed_whatever_it_is_made_of(kind, rows):
     (finding,) = ledger.findings
     assert (finding.rule, finding.evidence["step"]) == ("nonfinite_batches", 0)
     assert finding.evidence["tensor"] == ("signal" if rows else "targets")
+
+
+@pytest.mark.filterwarnings("ignore:.*complex64")
+def test_batches_of_complex_outputs_that_are_left_out_are_told():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1, dtype=torch.complex64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(20):
+            x = torch.randn(8, 4, dtype=torch.complex64)
+            if step == 12:
+                x[0, 0] = math.nan
+            loss = model(x).abs().square().sum()
+            if loss.isnan():
+                continue
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert [(f.rule, f.evidence["step"]) for f in watch.findings] == [("nonfinite_batches", 12)]

@@ -196,8 +196,10 @@ class Judge:
         self._view, self._limit = view, least_jump(self.loss)
         if (overflow := self._nonfinite.see_sample(view, self._model)) is not None:
             self._told_at_once(overflow)
-            return  # nothing else can be measured, and nothing of it belongs into a baseline
-        self._ledger.end("numerical_overflow", sample.step)
+            if overflow.severity == "error":
+                return  # nothing else can be measured, and nothing of it belongs into a baseline
+        else:  # of a mask all else is judged
+            self._ledger.end("numerical_overflow", sample.step)
         self.far = not self.loss.steps and is_far(view)
         self._apply(view)
         usual = view.columns
@@ -362,7 +364,7 @@ class Judge:
         for key, finding in said.items():
             known = finding.evidence.get("held", 0) >= self.confirm  # it held before it was beyond doubt
             self._ledger.hold(key, finding, view.step, confirm=1 if known else None)
-        self._ledger.miss_others({*said, *self._hold_spike(view, view.step)}, view.step)
+        self._ledger.miss_others({*said, *self._hold_spike(view, view.step), ("numerical_overflow", "")}, view.step)
 
     def _hold_spike(self, view: View, step: int, *, ending: bool = False) -> set[tuple[str, str]]:
         assert self._departures is not None  # made with the blocks

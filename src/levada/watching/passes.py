@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from levada.probe.hook import Hook
-from levada.probe.recorder import first_floating
+from levada.probe.recorder import first_floating, tensors
 from levada.watching.alike import Alike
 from levada.watching.kept_pass import Buffers, Kept, Pass
 from levada.watching.losses import in_backward
@@ -306,7 +306,7 @@ class Passes:
             if not self._continues and module.training == self.skips.counted:
                 self.counted += 1
                 if self.left_out is not None:
-                    self.left_out.returned(value)
+                    self.left_out.returned(_first_complex(output) if value is None else value)
             self._output = None if value is None else weakref.ref(value)
             keeps = self._keeps and self._inputs is not None
             if keeps and value is not None and value.requires_grad and not value.is_leaf:
@@ -344,6 +344,10 @@ class Passes:
         for device in ("cpu", "cuda") if self._devices else ("cpu",):
             if torch.is_autocast_enabled(device):
                 yield device, str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+
+
+def _first_complex(output: Any) -> Tensor | None:
+    return next((tensor for tensor in tensors(output) if tensor.is_complex()), None)
 
 
 def _calls_of(module: nn.Module) -> int:

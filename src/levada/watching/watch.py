@@ -69,8 +69,7 @@ class Watch(Uncopied):
         self._listeners, self._fallen = list(listeners), list[Listener]()
         for listener in [one for one in self._listeners if getattr(one, "watch", self) is None]:
             cast(Any, listener).watch = self  # they ask for the names of sites, and for findings
-        self._attached = self._entered = False
-        self._first, self._deaf = first, ""  # step; why the rules hear no more
+        self._attached, self._entered, self._first, self._deaf = False, False, first, ""  # why the rules hear no more
         self._engine = Engine(
             model,
             optimizers,
