@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from tests.watching.by_hand import data, loss_of, make, sgd
+from tests.watching.by_hand import data, loss_of, make, sgd, train
 from torch import nn
 
 import levada
@@ -21,9 +21,10 @@ STEP, OWN, SAMPLE = 5e-4, 1.5e-4, 1e-3
 class Trained:
     """A cadence, and a training of steps of half a millisecond that it plans."""
 
-    def __init__(self, *, own=OWN, step=STEP, max_overhead=0.01, real=1.0, every=20):
+    def __init__(self, *, own=OWN, step=STEP, max_overhead=0.01, real=1.0, every=20, waits=0.0):
         self.cadence = Cadence(every=every, max_overhead=max_overhead, regardless=11)
         self.own, self.seconds, self.real = own, step, real
+        self.waits = waits  # seconds, of two in three steps that are heard, and of one in three others
         self.step, self.spent, self.trained, self.heard, self.pauses = 0, 0.0, 0.0, [], []
 
     def go_on(self, until):
@@ -31,18 +32,20 @@ class Trained:
             sampled = self.cadence.due(self.step)
             own = SAMPLE if sampled else self.own
             took = own if sampled else own * self.real
-            self.cadence.count(sampled, own=own, seconds=self.seconds + took)
+            waits = self.waits * (len(self.heard) % 3 > 0)
+            self.cadence.count(sampled, own=own, seconds=self.seconds + took + waits)
             self.spent += took
-            self.trained += self.seconds + took
+            self.trained += self.seconds + took + waits
             self.heard.append(self.step)
             if sampled:
                 self.cadence.plan(self.step)
             self.step += 1
             length = 0 if self.cadence.due(self.step) else self.cadence.pause(self.step)
             if length:
-                self.cadence.timed(False, length * self.seconds, length)
+                seconds = length * (self.seconds + self.waits / 3)
+                self.cadence.timed(False, seconds, length)
                 self.pauses.append((self.step, length))
-                self.trained += length * self.seconds
+                self.trained += seconds
                 self.step += length
 
 
@@ -89,6 +92,47 @@ def test_the_steps_until_it_is_paid_for_are_those_that_it_takes():
     assert f"(1 % after {float(f'{told:.2g}'):,.0f} more steps)" in run.cadence.told
     run.go_on(8000 + told)
     assert run.cadence.overhead < 0.0115
+
+
+def test_a_busy_machine_on_which_most_heard_steps_wait_makes_hearing_no_dearer():
+    busy = Trained(waits=0.003)
+    busy.go_on(60_000)
+    assert busy.pauses
+    assert busy.cadence._dearer(OWN) == 1.0
+    assert busy.cadence.overhead == pytest.approx(busy.spent / busy.trained, rel=0.05)
+
+
+def test_what_other_programs_took_is_told_with_the_steps_that_pay_for_it():
+    cadence = Cadence(every=20, max_overhead=0.01)
+    for step in range(4000):
+        own = OWN if step % 2 else 8 * OWN
+        cadence.count(False, own=own, seconds=STEP + own)
+    for _ in range(4):
+        cadence.timed(False, 40_000 * STEP, 40_000)
+    cadence.timed(False, 130.0, 260_000)
+    assert cadence.overhead > 0.0105
+    paid = cadence.paid_in
+    assert paid * STEP * 0.005 == pytest.approx(cadence._taken() - 0.01 * cadence._trained, rel=0.01)
+
+
+def test_a_sample_that_has_to_be_paid_for_is_waited_for_as_long_again_at_most_before_that_is_asked_again():
+    cadence = Cadence(every=20, max_overhead=0.01)
+    for step in range(60):
+        sampled = cadence.due(step)
+        cadence.count(sampled, own=0.05 * sampled + 1e-6, seconds=STEP)
+        if sampled:
+            cadence.plan(step)
+    cadence.distance, cadence._next = 20, 80
+    assert not cadence.due(80)
+    assert cadence._next == 100
+
+
+def test_first_samples_that_are_far_apart_leave_no_step_between_them_unpaid():
+    run = Trained(every=2000)
+    run.go_on(20_000)
+    assert run.pauses[0][0] < 4000
+    assert run.cadence.samples == 10
+    assert len(run.heard) < 6000
 
 
 def test_no_step_that_is_sampled_or_asked_for_falls_into_a_pause():
@@ -203,12 +247,15 @@ def test_a_watch_that_is_closed_or_left_in_a_pause_tells_of_what_it_knows(planne
     assert watch.passed == 4
     model = make()
     optimizer = sgd(model)
-    with pytest.raises(KeyError), levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
-        for x in data(9):
-            optimizer.zero_grad()
-            loss_of(model, x).backward()
-            optimizer.step()
-        raise KeyError
+    watch = levada.watch(model, optimizer, every=1000, max_overhead=1e9)
+
+    def broken():
+        with watch:
+            train(model, optimizer, data(9))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
     assert watch.steps == 9
 
 

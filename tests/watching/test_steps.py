@@ -10,8 +10,8 @@ from tests.watching.by_hand import NAMES, agree, by_hand, data, loss_of, make, r
 from torch import nn
 
 import levada
-from levada.watching.together import Together
 from levada.watching.judge import Judge
+from levada.watching.together import Together
 from levada.watching.weights import Weights
 
 

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, final
 
 import torch
@@ -183,7 +183,8 @@ class Cadence:
             return True
         if step < self._next:
             return False
-        wait = 0 if self._agreed or self._planned < self._regardless else self._unpaid()
+        # As long again at most: what it takes is then known better.
+        wait = 0 if self._agreed or self._planned < self._regardless else min(self._unpaid(), self.distance)
         self._next += wait
         self.distance += wait
         return not wait
@@ -234,7 +235,8 @@ class Cadence:
         if not self.pauses or self._calm <= _FREE or math.isinf(self.max_overhead):
             return 0
         _, idle, each = self._cost()
-        if self._agreed or self._asked or self._planned < self._regardless or not each > 0:
+        idle = min(idle, _CALM * min(self._idle))
+        if self._agreed or self._asked or not each > 0:
             return 0
         share = _AT_LEAST * self.max_overhead
         owed = share * self._trained < 2 * _FREE  # what was free is not paid back yet
@@ -254,7 +256,8 @@ class Cadence:
         """Return by what the own code of a step must be multiplied for what hearing it takes, torch's part included."""
         if len(self._unheard) < _KNOWN or not idle > 0:
             return 1.0
-        return min(max((statistics.median(self._plain) - statistics.median(self._unheard)) / idle, 1.0), _MOST)
+        # A quarter of them: on a busy machine every other step has to wait, for longer than it takes.
+        return min(max((_quarter(self._plain) - _quarter(self._unheard)) / idle, 1.0), _MOST)
 
     def _bare(self, idle: float, step: float) -> float:
         """Return the seconds of a step that is not heard."""
@@ -349,19 +352,17 @@ class Cadence:
         The first samples are taken whatever they cost, so that a short training ends before they are paid for.
         """
         cost, idle, step = self._cost()
-        if math.isnan(step) or math.isinf(self.max_overhead):
-            return 0
         over = self._taken() - self.max_overhead * self._trained
-        if over <= 0:
+        if math.isnan(step) or math.isinf(self.max_overhead) or over <= 0:
             return 0
         share = _AT_LEAST * self.max_overhead
         if self.pauses and not self._agreed and idle * self._dearer(idle) > share * step:
             # What was free, and the samples so far, are within a half each.
             whole = max(2 * _FREE, self.samples * cost) / share
-            return max(1, math.ceil((whole - self._trained) / self._bare(idle, step)))
+            seconds = max(whole - self._trained, over / share)  # what is heard meanwhile takes the other half
+            return math.ceil(seconds / self._bare(idle, step))
         allowed = self.max_overhead * step
-        # On a busy machine the watch's code waits, too: steps are long enough for what the least of several takes.
-        each = allowed - (idle if idle < allowed else min(self._idle))
+        each = allowed - (idle if idle < allowed else min(self._idle))  # on a busy machine the watch's code waits, too
         return math.ceil(over / each) if each > 0 else math.inf
 
     @property
@@ -391,3 +392,8 @@ class Cadence:
             return self.every
         most = cost / self._room(idle, step)
         return max(self.every, math.ceil(most - 1e-9), self._unpaid() if self._agreed else 0)
+
+
+def _quarter(values: Collection[float]) -> float:
+    """Return what a quarter of them are not above."""
+    return sorted(values)[len(values) // 4]
