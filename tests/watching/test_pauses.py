@@ -320,6 +320,64 @@ def test_passes_of_validation_and_of_many_micro_batches_end_no_pause(planned):
     assert [step for step, _ in hears.heard] == [*range(4), 14, 15]
 
 
+def test_the_loss_of_a_step_whose_first_micro_batches_were_not_heard_is_not_told(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        for step in range(10):
+            count = 1 if step < 6 else 100
+            optimizer.zero_grad()
+            whole = 0.0
+            for x in data(count):
+                loss = loss_of(model, x) / count
+                loss.backward()
+                whole += loss.item()
+            optimizer.step()
+    assert watch.steps == 10
+    assert [step for step, _ in hears.heard] == [*range(4), *range(6, 10)]
+    assert [step for step, loss in hears.heard if math.isnan(loss)] == [6]
+    assert hears.heard[-1] == (9, pytest.approx(whole))
+    assert 6 not in [step for sample in hears.samples for step, _ in sample.losses]
+
+
+def test_a_loop_that_made_no_update_is_heard_as_a_whole_once_it_clears_its_gradients(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]):
+        for step, x in enumerate(data(60)):
+            optimizer.zero_grad()
+            loss = loss_of(model, x)
+            loss.backward()
+            if not 6 <= step < 58:
+                optimizer.step()
+    assert [step for step, _ in hears.heard] == [*range(4), 6, 7]
+    assert hears.heard[-1] == (7, pytest.approx(loss.item()))
+    assert not math.isnan(hears.heard[-2][1])
+
+
+def test_a_step_that_is_left_in_a_pause_and_made_again_is_sampled_with_its_loss(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        train(model, optimizer, data(7))
+        x = data(1)[0] * math.nan
+
+        def again():
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+
+        again()
+        watch.leave(again, loss_of(model, x))
+    assert hears.samples[-1].step == 7
+    assert [step for step, loss in hears.samples[-1].losses if math.isnan(loss)] == [7]
+    assert watch.findings[0].claim.startswith(
+        "The loss of step 7 is not finite, and that of step 3, heard before it, was:"
+    )
+
+
 def test_a_step_that_a_scaler_skips_ends_a_pause_and_is_counted(planned):
     planned |= {4: 10}
     hears, model = Hears(), make()

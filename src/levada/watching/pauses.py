@@ -54,15 +54,16 @@ class Pauses:
         self._passes.idle = 0
         return self._left <= 0
 
-    def end(self, step: int) -> None:
+    def end(self, step: int, *, within: bool = False) -> None:
         """Hear everything again.
 
         Args:
             step: the first that is heard.
+            within: whether passes of it have gone by.
         """
         self.on = False
         self._passes.resume()
-        self._losses.resume()
+        self._losses.resume(within=within)
         if self._steps:
             self._passes.skips.updated(step - 1)
             self._clock.tick(False, self._steps)
