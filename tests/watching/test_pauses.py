@@ -564,6 +564,19 @@ def test_a_rate_that_rose_in_a_pause_may_have_raised_the_loss_that_was_heard_beh
     assert jump.evidence["learning_rate"] == {"from": 0.05, "to": 0.6, "after": 199, "by": 230}
 
 
+def test_the_lowest_losses_in_a_row_are_those_that_were_heard_where_others_were_not():
+    from levada.watching.baseline import LossBaseline
+    from levada.watching.held_spikes import above_lowest
+
+    whole, some = LossBaseline(), LossBaseline()
+    for step in range(600):
+        loss = 4.0 if step < 50 else 0.016 + 0.0001 * (step % 7) if step < 400 else 0.061
+        whole.add(step, loss)
+        some.add(step if step < 300 else 300 + 20 * (step - 300), loss)
+    assert "lowest 32 in a row had" in above_lowest(whole).claim
+    assert "lowest 32 in a row of those that were heard had" in above_lowest(some).claim
+
+
 def test_a_spike_that_is_back_behind_a_pause_is_back_by_then():
     from levada.watching.baseline import LossBaseline
 
