@@ -620,3 +620,18 @@ def test_a_watch_that_pauses_is_copied_and_trained_as_before(planned):
         twin = copy.deepcopy(model)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
     loss_of(twin, data(1)[0]).backward()
+
+
+def test_the_curve_of_a_long_run_with_pauses_is_one_line_that_says_of_how_many_steps_it_is():
+    from levada.report.curve import gaps, loss_series, told
+
+    early, pairs = (
+        [(step, 1.0) for step in range(1000)],
+        [(1000 + 65 * k + i, 0.5) for k in range(9000) for i in (0, 1)],
+    )
+    samples = [(1000 + 65 * 9000 + 40 * k, 0.4) for k in range(12_000)]
+    for losses in (early + pairs, early + pairs + samples, pairs + samples[:2000]):
+        assert gaps(losses) == []
+        caption = told(losses, loss_series(losses))
+        assert "From step 1,002 on " in caption
+        assert f"of {losses[-1][0] - 1001:,} steps have one" in caption

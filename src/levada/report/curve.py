@@ -39,19 +39,22 @@ def gaps(losses: Losses) -> list[tuple[int, int]]:
 
 
 def _stretches(losses: Losses) -> list[tuple[int, int]]:
-    usual = median([b - a for (a, _), (b, _) in pairwise(losses)] or [1])
+    # A quarter is no further apart: of a watch that pauses half of all are neighbours, more or less.
+    distances = sorted(b - a for (a, _), (b, _) in pairwise(losses)) or [1]
+    usual = distances[len(distances) // 4]
     most = 1 if usual <= 1 else 2 * usual
     return [(a + 1, b - 1) for (a, _), (b, _) in pairwise(losses) if b - a > most]
 
 
 def _pauses(losses: Losses) -> str:
-    """Say from which step on a watch heard some steps only; "" where it did not pause."""
+    """Say from which step on there are losses of some steps only; "" where few stretches are missing."""
     stretches = _stretches(losses)
     if len(stretches) < PAUSES:
         return ""
     first, last = stretches[0][0], losses[-1][0]
     heard = sum(step >= first for step, _ in losses)
-    return f" From step {first:,} on {heard:,} of {last - first + 1:,} steps were heard, as they are short."
+    steps = f"{heard:,} of {last - first + 1:,} steps"
+    return f" From step {first:,} on {steps} have one, as where a watch pauses because steps are short."
 
 
 def loss_series(losses: Losses, label: str = "", shift: int = 0) -> dict[str, Any]:
