@@ -378,6 +378,22 @@ def test_a_step_that_is_left_in_a_pause_and_made_again_is_sampled_with_its_loss(
     )
 
 
+def test_a_loop_that_stops_at_a_loss_of_nan_in_a_pause_tells_by_leave(planned):
+    planned |= {4: 10}
+    for given in (True, False):
+        model = make()
+        optimizer = sgd(model)
+        with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+            train(model, optimizer, data(7))
+            optimizer.zero_grad()
+            loss = loss_of(model, data(1)[0] * math.nan)
+            loss.backward()
+            if given:
+                watch.leave(loss=loss)
+        assert [finding.rule for finding in watch.findings] == ["numerical_overflow"] * given
+        assert watch.steps == 7
+
+
 def test_a_step_that_a_scaler_skips_ends_a_pause_and_is_counted(planned):
     planned |= {4: 10}
     hears, model = Hears(), make()

@@ -120,8 +120,8 @@ class Cadence:
 
     Where hearing the steps between samples alone takes more than half of what is allowed, most of them are not heard,
     once half a second was spent on it: with each pause, of $2 u / (m t / 2)$ steps for a limit of $m$, two steps in a
-    row are paid for; it is twice as long until that half second is paid back. What hearing costs is then known: the
-    median of steps that were heard less that of those that were not.
+    row are paid for; it is twice as long until that half second is paid back. What hearing costs is then known, of the
+    quarters that were fastest: steps that were heard, less those of pauses. What hooks take in these is not.
 
     A step that asks for samples gets seven, 1, 3, 7, ... 127 steps later: twice in a run whatever they cost, then where
     they are paid for already; the next one after them waits until all are. Several processes must sample the same
