@@ -94,6 +94,14 @@ def test_the_steps_until_it_is_paid_for_are_those_that_it_takes():
     assert run.cadence.overhead < 0.0115
 
 
+def test_two_steps_in_a_row_are_heard_between_pauses_however_much_is_owed():
+    run = Trained(real=3.0)
+    run.go_on(20_000)
+    ends = [at + length for at, length in run.pauses]
+    assert len(ends) > 10
+    assert all(later - end >= 2 for end, (later, _) in zip(ends, run.pauses[1:], strict=False))
+
+
 def test_a_busy_machine_on_which_most_heard_steps_wait_makes_hearing_no_dearer():
     busy = Trained(waits=0.003)
     busy.go_on(60_000)
@@ -646,8 +654,11 @@ def test_the_curve_of_a_long_run_with_pauses_is_one_line_that_says_of_how_many_s
         [(1000 + 65 * k + i, 0.5) for k in range(9000) for i in (0, 1)],
     )
     samples = [(1000 + 65 * 9000 + 40 * k, 0.4) for k in range(12_000)]
-    for losses in (early + pairs, early + pairs + samples, pairs + samples[:2000]):
+    uneven = [(1000 + (40 * k if k < 970 else 38_800 + 900 * (k - 970)) + i, 0.4) for k in range(1000) for i in (0, 1)]
+    for losses in (early + uneven, early + pairs, early + pairs + samples, pairs + samples[:2000]):
         assert gaps(losses) == []
         caption = told(losses, loss_series(losses))
         assert "From step 1,002 on " in caption
         assert f"of {losses[-1][0] - 1001:,} steps have one" in caption
+    lost = [(step + 100_000 * (step >= 1000 + 65 * 400), loss) for step, loss in early + pairs]
+    assert gaps(lost) == [(1000 + 65 * 399 + 2, 1000 + 65 * 400 + 99_999)]

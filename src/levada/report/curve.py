@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from statistics import median
 from typing import Any, Final
 
 from levada.runs.losses import told_alone
@@ -14,7 +13,7 @@ __all__ = ["counted", "gaps", "is_wide", "loss_series", "of_whom", "told"]
 
 MAX_LOSSES: Final = 1200
 MAX_TOLD: Final = 3
-# So many stretches without a loss are pauses of a watch, of which one so many times as long as usual is none.
+# So many stretches without a loss are pauses of a watch, of which one so many times as long as all but a few is none.
 PAUSES, LONG = 16, 8
 
 Losses = Sequence[tuple[int, float]]
@@ -24,8 +23,8 @@ def gaps(losses: Losses) -> list[tuple[int, int]]:
     """Give the first and the last step of each stretch that is missing.
 
     Of losses that come now and then only, as evaluations do, one is missing at more than twice the usual distance.
-    Where many stretches are missing, as of a watch that pauses on short steps, such as are eight times as long as usual
-    are.
+    Where many stretches are missing, as of a watch that pauses on short steps, such as are eight times as long as all
+    but three are.
 
     Example:
         >>> gaps([(0, 2.0), (1, 1.9), (4, 1.5), (5, 1.4)]), gaps([(0, 2.0), (20, 1.9), (40, 1.8)])
@@ -34,7 +33,7 @@ def gaps(losses: Losses) -> list[tuple[int, int]]:
     stretches = _stretches(losses)
     if len(stretches) < PAUSES:
         return stretches
-    most = LONG * median(b - a + 1 for a, b in stretches)
+    most = LONG * sorted(b - a + 1 for a, b in stretches)[-1 - MAX_TOLD]
     return [(a, b) for a, b in stretches if b - a + 1 > most]
 
 

@@ -170,6 +170,7 @@ class Cadence:
         self.pauses = True  # whether there may be any: a step's end is told by optimizers that all step in it
         self.first_pause: int | None = None  # the step at which the first one began
         self._passed_by = self._heard = 0  # since then: steps that were not heard, and that were, but for samples
+        self._row = 0  # heard since the last one
         self._trained = self._idled = 0.0  # seconds of all steps, and of own code in those that were not sampled
         self._agreed = self._wishes = False
         self._meeting = -1
@@ -236,11 +237,10 @@ class Cadence:
             return 0
         _, idle, each = self._cost()
         idle = min(idle, _CALM * min(self._idle))
-        if self._agreed or self._asked or not each > 0:
+        if self._agreed or self._asked or not each > 0 or self._row < _HEARD:
             return 0
         share = _AT_LEAST * self.max_overhead
-        owed = share * self._trained < 2 * _FREE  # what was free is not paid back yet
-        rate = share / 2 if owed else share
+        rate = share / 2 if (owed := share * self._trained < 2 * _FREE) else share  # what was free is not paid back yet
         heard = idle * self._dearer(idle)
         over = self._calm * self._dearer(idle) + heard - rate * self._trained - _FREE * owed
         if not over > 0:
@@ -249,7 +249,7 @@ class Cadence:
         steps = min(math.ceil(pays), self._next - step)
         if steps < _SHORTEST:
             return 0
-        self.first_pause = step if self.first_pause is None else self.first_pause
+        self.first_pause, self._row = step if self.first_pause is None else self.first_pause, 0
         return steps
 
     def _dearer(self, idle: float) -> float:
@@ -289,6 +289,7 @@ class Cadence:
 
     def count(self, sampled: bool, *, own: float, seconds: float | None = None) -> None:
         """Take the time of a step: seconds in the watch's own code, and what the whole step took, where it is known."""
+        self._row += 1
         if sampled:
             self.samples += 1
             if self.samples == 2:  # the first one found the blocks
