@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from tests.watching.by_hand import data, loss_of, make, sgd
+from tests.watching.by_hand import data, loss_of, make, sgd, train
 from torch import nn
 
 import levada
@@ -21,9 +21,10 @@ STEP, OWN, SAMPLE = 5e-4, 1.5e-4, 1e-3
 class Trained:
     """A cadence, and a training of steps of half a millisecond that it plans."""
 
-    def __init__(self, *, own=OWN, step=STEP, max_overhead=0.01, real=1.0, every=20):
+    def __init__(self, *, own=OWN, step=STEP, max_overhead=0.01, real=1.0, every=20, waits=0.0):
         self.cadence = Cadence(every=every, max_overhead=max_overhead, regardless=11)
         self.own, self.seconds, self.real = own, step, real
+        self.waits = waits  # seconds, of two in three steps that are heard, and of one in three others
         self.step, self.spent, self.trained, self.heard, self.pauses = 0, 0.0, 0.0, [], []
 
     def go_on(self, until):
@@ -31,18 +32,20 @@ class Trained:
             sampled = self.cadence.due(self.step)
             own = SAMPLE if sampled else self.own
             took = own if sampled else own * self.real
-            self.cadence.count(sampled, own=own, seconds=self.seconds + took)
+            waits = self.waits * (len(self.heard) % 3 > 0)
+            self.cadence.count(sampled, own=own, seconds=self.seconds + took + waits)
             self.spent += took
-            self.trained += self.seconds + took
+            self.trained += self.seconds + took + waits
             self.heard.append(self.step)
             if sampled:
                 self.cadence.plan(self.step)
             self.step += 1
             length = 0 if self.cadence.due(self.step) else self.cadence.pause(self.step)
             if length:
-                self.cadence.timed(False, length * self.seconds, length)
+                seconds = length * (self.seconds + self.waits / 3)
+                self.cadence.timed(False, seconds, length)
                 self.pauses.append((self.step, length))
-                self.trained += length * self.seconds
+                self.trained += seconds
                 self.step += length
 
 
@@ -89,6 +92,55 @@ def test_the_steps_until_it_is_paid_for_are_those_that_it_takes():
     assert f"(1 % after {float(f'{told:.2g}'):,.0f} more steps)" in run.cadence.told
     run.go_on(8000 + told)
     assert run.cadence.overhead < 0.0115
+
+
+def test_two_steps_in_a_row_are_heard_between_pauses_however_much_is_owed():
+    run = Trained(real=3.0)
+    run.go_on(20_000)
+    ends = [at + length for at, length in run.pauses]
+    assert len(ends) > 10
+    assert all(later - end >= 2 for end, (later, _) in zip(ends, run.pauses[1:], strict=False))
+
+
+def test_a_busy_machine_on_which_most_heard_steps_wait_makes_hearing_no_dearer():
+    busy = Trained(waits=0.003)
+    busy.go_on(60_000)
+    assert busy.pauses
+    assert busy.cadence._dearer(OWN) == 1.0
+    assert busy.cadence.overhead == pytest.approx(busy.spent / busy.trained, rel=0.05)
+
+
+def test_what_other_programs_took_is_told_with_the_steps_that_pay_for_it():
+    cadence = Cadence(every=20, max_overhead=0.01)
+    for step in range(4000):
+        own = OWN if step % 2 else 8 * OWN
+        cadence.count(False, own=own, seconds=STEP + own)
+    for _ in range(4):
+        cadence.timed(False, 40_000 * STEP, 40_000)
+    cadence.timed(False, 130.0, 260_000)
+    assert cadence.overhead > 0.0105
+    paid = cadence.paid_in
+    assert paid * STEP * 0.005 == pytest.approx(cadence._taken() - 0.01 * cadence._trained, rel=0.01)
+
+
+def test_a_sample_that_has_to_be_paid_for_is_waited_for_as_long_again_at_most_before_that_is_asked_again():
+    cadence = Cadence(every=20, max_overhead=0.01)
+    for step in range(60):
+        sampled = cadence.due(step)
+        cadence.count(sampled, own=0.05 * sampled + 1e-6, seconds=STEP)
+        if sampled:
+            cadence.plan(step)
+    cadence.distance, cadence._next = 20, 80
+    assert not cadence.due(80)
+    assert cadence._next == 100
+
+
+def test_first_samples_that_are_far_apart_leave_no_step_between_them_unpaid():
+    run = Trained(every=2000)
+    run.go_on(20_000)
+    assert run.pauses[0][0] < 4000
+    assert run.cadence.samples == 10
+    assert len(run.heard) < 6000
 
 
 def test_no_step_that_is_sampled_or_asked_for_falls_into_a_pause():
@@ -204,11 +256,14 @@ def test_a_watch_that_is_closed_or_left_in_a_pause_tells_of_what_it_knows(planne
     model = make()
     optimizer = sgd(model)
     watch = levada.watch(model, optimizer, every=1000, max_overhead=1e9)
-    for x in data(9):
-        optimizer.zero_grad()
-        loss_of(model, x).backward()
-        optimizer.step()
-    watch.__exit__(KeyError, KeyError(), None)
+
+    def broken():
+        with watch:
+            train(model, optimizer, data(9))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
     assert watch.steps == 9
 
 
@@ -271,6 +326,80 @@ def test_passes_of_validation_and_of_many_micro_batches_end_no_pause(planned):
                 for x in data(100):
                     model(x)
     assert [step for step, _ in hears.heard] == [*range(4), 14, 15]
+
+
+def test_the_loss_of_a_step_whose_first_micro_batches_were_not_heard_is_not_told(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        for step in range(10):
+            count = 1 if step < 6 else 100
+            optimizer.zero_grad()
+            whole = 0.0
+            for x in data(count):
+                loss = loss_of(model, x) / count
+                loss.backward()
+                whole += loss.item()
+            optimizer.step()
+    assert watch.steps == 10
+    assert [step for step, _ in hears.heard] == [*range(4), *range(6, 10)]
+    assert [step for step, loss in hears.heard if math.isnan(loss)] == [6]
+    assert hears.heard[-1] == (9, pytest.approx(whole))
+    assert 6 not in [step for sample in hears.samples for step, _ in sample.losses]
+
+
+def test_a_loop_that_made_no_update_is_heard_as_a_whole_once_it_clears_its_gradients(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]):
+        for step, x in enumerate(data(60)):
+            optimizer.zero_grad()
+            loss = loss_of(model, x)
+            loss.backward()
+            if not 6 <= step < 58:
+                optimizer.step()
+    assert [step for step, _ in hears.heard] == [*range(4), 6, 7]
+    assert hears.heard[-1] == (7, pytest.approx(loss.item()))
+    assert not math.isnan(hears.heard[-2][1])
+
+
+def test_a_step_that_is_left_in_a_pause_and_made_again_is_sampled_with_its_loss(planned):
+    planned |= {4: 10}
+    hears, model = Hears(), make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        train(model, optimizer, data(7))
+        x = data(1)[0] * math.nan
+
+        def again():
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+
+        again()
+        watch.leave(again, loss_of(model, x))
+    assert hears.samples[-1].step == 7
+    assert [step for step, loss in hears.samples[-1].losses if math.isnan(loss)] == [7]
+    assert watch.findings[0].claim.startswith(
+        "The loss of step 7 is not finite, and that of step 3, heard before it, was:"
+    )
+
+
+def test_a_loop_that_stops_at_a_loss_of_nan_in_a_pause_tells_by_leave(planned):
+    planned |= {4: 10}
+    for given in (True, False):
+        model = make()
+        optimizer = sgd(model)
+        with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+            train(model, optimizer, data(7))
+            optimizer.zero_grad()
+            loss = loss_of(model, data(1)[0] * math.nan)
+            loss.backward()
+            if given:
+                watch.leave(loss=loss)
+        assert [finding.rule for finding in watch.findings] == ["numerical_overflow"] * given
+        assert watch.steps == 7
 
 
 def test_a_step_that_a_scaler_skips_ends_a_pause_and_is_counted(planned):
@@ -459,6 +588,19 @@ def test_a_rate_that_rose_in_a_pause_may_have_raised_the_loss_that_was_heard_beh
     assert jump.evidence["learning_rate"] == {"from": 0.05, "to": 0.6, "after": 199, "by": 230}
 
 
+def test_the_lowest_losses_in_a_row_are_those_that_were_heard_where_others_were_not():
+    from levada.watching.baseline import LossBaseline
+    from levada.watching.held_spikes import above_lowest
+
+    whole, some = LossBaseline(), LossBaseline()
+    for step in range(600):
+        loss = 4.0 if step < 50 else 0.016 + 0.0001 * (step % 7) if step < 400 else 0.061
+        whole.add(step, loss)
+        some.add(step if step < 300 else 300 + 20 * (step - 300), loss)
+    assert "lowest 32 in a row had" in above_lowest(whole).claim
+    assert "lowest 32 in a row of those that were heard had" in above_lowest(some).claim
+
+
 def test_a_spike_that_is_back_behind_a_pause_is_back_by_then():
     from levada.watching.baseline import LossBaseline
 
@@ -502,3 +644,21 @@ def test_a_watch_that_pauses_is_copied_and_trained_as_before(planned):
         twin = copy.deepcopy(model)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
     loss_of(twin, data(1)[0]).backward()
+
+
+def test_the_curve_of_a_long_run_with_pauses_is_one_line_that_says_of_how_many_steps_it_is():
+    from levada.report.curve import gaps, loss_series, told
+
+    early, pairs = (
+        [(step, 1.0) for step in range(1000)],
+        [(1000 + 65 * k + i, 0.5) for k in range(9000) for i in (0, 1)],
+    )
+    samples = [(1000 + 65 * 9000 + 40 * k, 0.4) for k in range(12_000)]
+    uneven = [(1000 + (40 * k if k < 970 else 38_800 + 900 * (k - 970)) + i, 0.4) for k in range(1000) for i in (0, 1)]
+    for losses in (early + uneven, early + pairs, early + pairs + samples, pairs + samples[:2000]):
+        assert gaps(losses) == []
+        caption = told(losses, loss_series(losses))
+        assert "From step 1,002 on " in caption
+        assert f"of {losses[-1][0] - 1001:,} steps have one" in caption
+    lost = [(step + 100_000 * (step >= 1000 + 65 * 400), loss) for step, loss in early + pairs]
+    assert gaps(lost) == [(1000 + 65 * 399 + 2, 1000 + 65 * 400 + 99_999)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from statistics import median
 from typing import Any, Final
 
 from levada.runs.losses import told_alone
@@ -14,7 +13,7 @@ __all__ = ["counted", "gaps", "is_wide", "loss_series", "of_whom", "told"]
 
 MAX_LOSSES: Final = 1200
 MAX_TOLD: Final = 3
-# So many stretches without a loss are pauses of a watch, of which one so many times as long as usual is none.
+# So many stretches without a loss are pauses of a watch, of which one so many times as long as all but a few is none.
 PAUSES, LONG = 16, 8
 
 Losses = Sequence[tuple[int, float]]
@@ -24,8 +23,8 @@ def gaps(losses: Losses) -> list[tuple[int, int]]:
     """Give the first and the last step of each stretch that is missing.
 
     Of losses that come now and then only, as evaluations do, one is missing at more than twice the usual distance.
-    Where many stretches are missing, as of a watch that pauses on short steps, such as are eight times as long as usual
-    are.
+    Where many stretches are missing, as of a watch that pauses on short steps, such as are eight times as long as all
+    but three are.
 
     Example:
         >>> gaps([(0, 2.0), (1, 1.9), (4, 1.5), (5, 1.4)]), gaps([(0, 2.0), (20, 1.9), (40, 1.8)])
@@ -34,24 +33,27 @@ def gaps(losses: Losses) -> list[tuple[int, int]]:
     stretches = _stretches(losses)
     if len(stretches) < PAUSES:
         return stretches
-    most = LONG * median(b - a + 1 for a, b in stretches)
+    most = LONG * sorted(b - a + 1 for a, b in stretches)[-1 - MAX_TOLD]
     return [(a, b) for a, b in stretches if b - a + 1 > most]
 
 
 def _stretches(losses: Losses) -> list[tuple[int, int]]:
-    usual = median([b - a for (a, _), (b, _) in pairwise(losses)] or [1])
+    # A quarter is no further apart: of a watch that pauses half of all are neighbours, more or less.
+    distances = sorted(b - a for (a, _), (b, _) in pairwise(losses)) or [1]
+    usual = distances[len(distances) // 4]
     most = 1 if usual <= 1 else 2 * usual
     return [(a + 1, b - 1) for (a, _), (b, _) in pairwise(losses) if b - a > most]
 
 
 def _pauses(losses: Losses) -> str:
-    """Say from which step on a watch heard some steps only; "" where it did not pause."""
+    """Say from which step on there are losses of some steps only; "" where few stretches are missing."""
     stretches = _stretches(losses)
     if len(stretches) < PAUSES:
         return ""
     first, last = stretches[0][0], losses[-1][0]
     heard = sum(step >= first for step, _ in losses)
-    return f" From step {first:,} on {heard:,} of {last - first + 1:,} steps were heard, as they are short."
+    steps = f"{heard:,} of {last - first + 1:,} steps"
+    return f" From step {first:,} on {steps} have one, as where a watch pauses because steps are short."
 
 
 def loss_series(losses: Losses, label: str = "", shift: int = 0) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Engine:
             model, optimizers, heard=self, parts=lambda: batches.divided, scaler=scaler, spent=self._spent.add
         )
         self.pauses = Pauses(cadence, self._clock, self.passes, self.losses)
-        self.passes.awake = self._wake
+        self.passes.awake = lambda: self._wake("within")
         self._together = Together(model, structure, cadence, sampled)
         self._reading: Reading | None = None
         self._turn = Turn(optimizers)
@@ -373,10 +373,10 @@ class Engine:
             self.pauses.begin(self.steps)
 
     @quietly
-    def _wake(self) -> None:
-        """Hear steps again, if there is a pause."""
+    def _wake(self, where: str = "") -> None:
+        """Hear steps again, if there is a pause; within a step, its loss is not known."""
         if self.pauses.on:
-            self.pauses.end(self.steps)
+            self.pauses.end(self.steps, within=where == "within")
             self._arm()
 
     def _send(self, reading: Reading, *, learned: bool = True) -> None:

@@ -74,13 +74,14 @@ def above_lowest(loss: LossBaseline) -> Finding | None:
     if min(recent, loss.median) < TIMES * lowest or recent - lowest < SHARE * loss.scale:
         return None
     last, count = loss.latest[-1][0], len(loss.latest)
+    row = "in a row" if loss.steps > last - loss.first_step else "in a row of those that were heard"
     return Finding(
         rule=ABOVE,
         severity="info",
         status="fired",
         claim=(
             f"The loss is {recent / lowest:.3g} times its lowest: the last {count} losses have a median of "
-            f"{recent:.4g} at step {last}, and the lowest {count} in a row had one of {lowest:.4g}, up to step "
+            f"{recent:.4g} at step {last}, and the lowest {count} {row} had one of {lowest:.4g}, up to step "
             f"{loss.lowest_step}."
         ),
         evidence={

@@ -103,6 +103,7 @@ class Losses:
         # At what the backward pass that is running began, and what it was given there.
         self._running: tuple[list[weakref.ref[Tensor]], Sequence[Tensor | None]] = ([], ())
         self._claimed = False  # within it
+        self._part = False  # of this step's backward passes the first were not heard
 
     def open(self) -> None:
         """See backward passes from now: those of the thread that runs the model, this one as far as is known."""
@@ -123,14 +124,19 @@ class Losses:
         """Hear of no backward pass until `resume`."""
         self.own.paused = True
 
-    def resume(self) -> None:
-        """Hear of them again; what the last update left is not that of the step before."""
+    def resume(self, *, within: bool = False) -> None:
+        """Hear of them again; what the last update left is not that of the step before.
+
+        Args:
+            within: whether backward passes of the step that is under way may have gone by: its loss is not told.
+        """
         self.own.paused = False
+        self._part = within
         self.piles.forget()
 
     def current(self) -> Tensor | None:
-        """Return the loss of the step that is under way."""
-        if not self._current:
+        """Return the loss of the step that is under way; None where it is not known as a whole."""
+        if not self._current or self._part:
             return None
         if len(self._current) == 1:
             return self._current[0]
@@ -153,7 +159,7 @@ class Losses:
             self.ended.append((step, loss))
         elif self.markers.chosen:  # the parameters may have been replaced
             self.markers.mark()
-        self._current = []
+        self._current, self._part = [], False
 
     def stepped(self, optimizer: Any) -> None:
         """Hear that an optimizer has stepped.
@@ -204,7 +210,7 @@ class Losses:
             self.heard.restart()
             self.constant.restart()
             self.piles.cleared()
-            self._current = []
+            self._current, self._part = [], False
         self.constant.see(roots)
         return state
 

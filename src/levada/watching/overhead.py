@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, final
 
 import torch
@@ -120,8 +120,8 @@ class Cadence:
 
     Where hearing the steps between samples alone takes more than half of what is allowed, most of them are not heard,
     once half a second was spent on it: with each pause, of $2 u / (m t / 2)$ steps for a limit of $m$, two steps in a
-    row are paid for; it is twice as long until that half second is paid back. What hearing costs is then known: the
-    median of steps that were heard less that of those that were not.
+    row are paid for; it is twice as long until that half second is paid back. What hearing costs is then known, of the
+    quarters that were fastest: steps that were heard, less those of pauses. What hooks take in these is not.
 
     A step that asks for samples gets seven, 1, 3, 7, ... 127 steps later: twice in a run whatever they cost, then where
     they are paid for already; the next one after them waits until all are. Several processes must sample the same
@@ -170,6 +170,7 @@ class Cadence:
         self.pauses = True  # whether there may be any: a step's end is told by optimizers that all step in it
         self.first_pause: int | None = None  # the step at which the first one began
         self._passed_by = self._heard = 0  # since then: steps that were not heard, and that were, but for samples
+        self._row = 0  # heard since the last one
         self._trained = self._idled = 0.0  # seconds of all steps, and of own code in those that were not sampled
         self._agreed = self._wishes = False
         self._meeting = -1
@@ -183,7 +184,8 @@ class Cadence:
             return True
         if step < self._next:
             return False
-        wait = 0 if self._agreed or self._planned < self._regardless else self._unpaid()
+        # As long again at most: what it takes is then known better.
+        wait = 0 if self._agreed or self._planned < self._regardless else min(self._unpaid(), self.distance)
         self._next += wait
         self.distance += wait
         return not wait
@@ -234,11 +236,11 @@ class Cadence:
         if not self.pauses or self._calm <= _FREE or math.isinf(self.max_overhead):
             return 0
         _, idle, each = self._cost()
-        if self._agreed or self._asked or self._planned < self._regardless or not each > 0:
+        idle = min(idle, _CALM * min(self._idle))
+        if self._agreed or self._asked or not each > 0 or self._row < _HEARD:
             return 0
         share = _AT_LEAST * self.max_overhead
-        owed = share * self._trained < 2 * _FREE  # what was free is not paid back yet
-        rate = share / 2 if owed else share
+        rate = share / 2 if (owed := share * self._trained < 2 * _FREE) else share  # what was free is not paid back yet
         heard = idle * self._dearer(idle)
         over = self._calm * self._dearer(idle) + heard - rate * self._trained - _FREE * owed
         if not over > 0:
@@ -247,14 +249,15 @@ class Cadence:
         steps = min(math.ceil(pays), _LONGEST, self._next - step)
         if steps < _SHORTEST:
             return 0
-        self.first_pause = step if self.first_pause is None else self.first_pause
+        self.first_pause, self._row = step if self.first_pause is None else self.first_pause, 0
         return steps
 
     def _dearer(self, idle: float) -> float:
         """Return by what the own code of a step must be multiplied for what hearing it takes, torch's part included."""
         if len(self._unheard) < _KNOWN or not idle > 0:
             return 1.0
-        return min(max((statistics.median(self._plain) - statistics.median(self._unheard)) / idle, 1.0), _MOST)
+        # A quarter of them: on a busy machine every other step has to wait, for longer than it takes.
+        return min(max((_quarter(self._plain) - _quarter(self._unheard)) / idle, 1.0), _MOST)
 
     def _bare(self, idle: float, step: float) -> float:
         """Return the seconds of a step that is not heard."""
@@ -286,6 +289,7 @@ class Cadence:
 
     def count(self, sampled: bool, *, own: float, seconds: float | None = None) -> None:
         """Take the time of a step: seconds in the watch's own code, and what the whole step took, where it is known."""
+        self._row += 1
         if sampled:
             self.samples += 1
             if self.samples == 2:  # the first one found the blocks
@@ -349,19 +353,17 @@ class Cadence:
         The first samples are taken whatever they cost, so that a short training ends before they are paid for.
         """
         cost, idle, step = self._cost()
-        if math.isnan(step) or math.isinf(self.max_overhead):
-            return 0
         over = self._taken() - self.max_overhead * self._trained
-        if over <= 0:
+        if math.isnan(step) or math.isinf(self.max_overhead) or over <= 0:
             return 0
         share = _AT_LEAST * self.max_overhead
         if self.pauses and not self._agreed and idle * self._dearer(idle) > share * step:
             # What was free, and the samples so far, are within a half each.
             whole = max(2 * _FREE, self.samples * cost) / share
-            return max(1, math.ceil((whole - self._trained) / self._bare(idle, step)))
+            seconds = max(whole - self._trained, over / share)  # what is heard meanwhile takes the other half
+            return math.ceil(seconds / self._bare(idle, step))
         allowed = self.max_overhead * step
-        # On a busy machine the watch's code waits, too: steps are long enough for what the least of several takes.
-        each = allowed - (idle if idle < allowed else min(self._idle))
+        each = allowed - (idle if idle < allowed else min(self._idle))  # on a busy machine the watch's code waits, too
         return math.ceil(over / each) if each > 0 else math.inf
 
     @property
@@ -391,3 +393,8 @@ class Cadence:
             return self.every
         most = cost / self._room(idle, step)
         return max(self.every, math.ceil(most - 1e-9), self._unpaid() if self._agreed else 0)
+
+
+def _quarter(values: Collection[float]) -> float:
+    """Return what a quarter of them are not above."""
+    return sorted(values)[len(values) // 4]

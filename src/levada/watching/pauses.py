@@ -15,8 +15,8 @@ __all__ = ["Pauses"]
 class Pauses:
     """Lets a watch hear nothing for some steps, and then again.
 
-    Hooks stay where they are and return at once: compiled code has them in it, and to take them off and put them on
-    again would cost as much. Of a step in a pause only its number is known. A pause ends early where passes come and no
+    Hooks stay where they are and return at once: compiled code has them in it, and they see a loop that makes no update
+    any more. Of a step in a pause only its number is known. A pause ends early where passes come and no
     update does, or where a scaler skips one.
 
     Args:
@@ -54,15 +54,16 @@ class Pauses:
         self._passes.idle = 0
         return self._left <= 0
 
-    def end(self, step: int) -> None:
+    def end(self, step: int, *, within: bool = False) -> None:
         """Hear everything again.
 
         Args:
             step: the first that is heard.
+            within: whether passes of it have gone by.
         """
         self.on = False
         self._passes.resume()
-        self._losses.resume()
+        self._losses.resume(within=within)
         if self._steps:
             self._passes.skips.updated(step - 1)
             self._clock.tick(False, self._steps)

@@ -94,7 +94,10 @@ class Listener(Protocol):
     """
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
-        """Hear, before each update that is heard, of the loss that the backward pass began at, on its device."""
+        """Hear, before every update that is heard, of the loss that the backward pass began at, on its device.
+
+        Of the updates in a pause of the watch, on short steps, nothing is heard.
+        """
 
     def sampled(self, sample: Sample) -> None:
         """Hear of a sampled step, when its numbers are on the host."""
