@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -66,8 +67,7 @@ class Engine:
         first: int = 0,
     ) -> None:
         self.model, self.cadence, self.steps = model, cadence, first
-        self.updates = 0  # steps of optimizers
-        self.broken = False
+        self.updates, self.broken = 0, False  # steps of optimizers
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
         self.unfit: Callable[[], bool] = lambda: False  # whether the noted targets are not finite
@@ -87,7 +87,7 @@ class Engine:
             model, optimizers, heard=self, parts=lambda: batches.divided, scaler=scaler, spent=self._spent.add
         )
         self.pauses = Pauses(cadence, self._clock, self.passes, self.losses)
-        self.passes.awake = lambda: self._wake("within")
+        self.passes.awake = partial(self._wake, within=True)
         self._together = Together(model, structure, cadence, sampled)
         self._reading: Reading | None = None
         self._turn = Turn(optimizers)
@@ -373,10 +373,10 @@ class Engine:
             self.pauses.begin(self.steps)
 
     @quietly
-    def _wake(self, where: str = "") -> None:
+    def _wake(self, *, within: bool = False) -> None:
         """Hear steps again, if there is a pause; within a step, its loss is not known."""
         if self.pauses.on:
-            self.pauses.end(self.steps, within=where == "within")
+            self.pauses.end(self.steps, within=within)
             self._arm()
 
     def _send(self, reading: Reading, *, learned: bool = True) -> None:

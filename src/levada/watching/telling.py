@@ -30,11 +30,11 @@ def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(method)
-    def run(self: Any, *args: Any) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.broken:
             return None
         try:
-            return method(self, *args)
+            return method(self, *args, **kwargs)
         except Exception as error:  # whatever it is, training goes on
             return self.fail(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -17,6 +18,9 @@ _transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _mode = getattr(torch._C, "_get_dispatch_mode", lambda key: None)
 _keys = getattr(torch._C, "_TorchDispatchModeKey", None)
+# Without it a compiler is always taken to look on.
+_frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+_looks_on: Callable[[], Any] = getattr(_frames, "get_eval_frame_callback", lambda: True)
 _SYMBOLIC = [getattr(_keys, name) for name in ("FAKE", "PROXY") if hasattr(_keys, name)]
 
 
@@ -58,5 +62,13 @@ def uncompiled(function: _Function) -> _Function:
     """
     # Not `torch.compiler.disable`, which imports the compiler at once: `import levada` would take a second longer.
     hidden: Any = torch._disable_dynamo(function)  # type: ignore[attr-defined]
-    hidden.__wrapped__ = getattr(function, "__wrapped__", function)
-    return cast("_Function", hidden)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        # Where no compiler looks on, as a rule, hiding would take longer than what most of these do.
+        if not torch.compiler.is_compiling() and _looks_on() is None:
+            return function(*args, **kwargs)
+        return hidden(*args, **kwargs)
+
+    functools.update_wrapper(called, function)
+    called.__wrapped__ = getattr(function, "__wrapped__", function)  # type: ignore[attr-defined]
+    return cast("_Function", called)
