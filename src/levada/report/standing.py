@@ -31,7 +31,12 @@ def _headline_of(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
 
 
 def headline_read(
-    standing: Standing, fired: Sequence[Mapping[str, Any]], lost: Sequence[str], damage: Damage | None
+    standing: Standing,
+    fired: Sequence[Mapping[str, Any]],
+    lost: Sequence[str],
+    damage: Damage | None,
+    *,
+    ended: bool = True,
 ) -> str:
     """Say in a line what a run may be called, and whether that rests on a part of what was written.
 
@@ -40,7 +45,9 @@ def headline_read(
         fired: the findings that hold.
         lost: what of its signals cannot be read.
         damage: of its log.
+        ended: whether it was judged at its end; else why it is not judged is as old as its last sample.
     """
     if damage is not None and standing.verdict == "unknown":
         return "Not known, as the event log is damaged: what the rules said cannot be read to its end"
-    return _headline_of(standing, fired) + (", in what can be read" if (lost or damage) and not fired else "")
+    said = standing.until if standing.verdict == "unknown" and not ended else ""
+    return _headline_of(standing, fired) + said + (", in what can be read" if (lost or damage) and not fired else "")

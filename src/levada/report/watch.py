@@ -80,7 +80,7 @@ def watch_view(
         "verdict": verdict,
         "called": f"{standing.called}{'' if whole else ' so far' if held else ', not ended'}",
         "sign": SIGNS[verdict],
-        "headline": headline_read(standing, fired, lost, damage),
+        "headline": headline_read(standing, fired, lost, damage, ended=whole),
         "claim": f"{fired[0].get('claim', '')} {_as_of(fired[0])}".strip() if fired else "",
         "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {recorded}. {state}",
         "open_end": "" if whole or held else f"not ended: {recorded}",

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from levada.probe.trace import Site
+from levada.watching.clocks import Spent, StepClock
 from levada.watching.closure import before_its_update
 from levada.watching.coefficients import Coefficients
 from levada.watching.left import step_left
 from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
-from levada.watching.overhead import Cadence, Spent, StepClock
+from levada.watching.overhead import Cadence
 from levada.watching.passes import Passes
 from levada.watching.pauses import Pauses
 from levada.watching.places import original
@@ -75,8 +76,7 @@ class Engine:
         self._device = next(p.device for p in model.parameters())
         self._clock = StepClock(self._device)
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
-        self.counts = self.passes.counts
-        self._optimizers = optimizers
+        self.counts, self._optimizers = self.passes.counts, optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self.weights = Weights(structure := Structure(model), optimizers)
         self._structure, self._taps = structure, Taps(model, structure.places, self)
@@ -92,8 +92,7 @@ class Engine:
         self._reading: Reading | None = None
         self._turn = Turn(optimizers)
         self._heard = self._within = False  # of this step's update; of one in the backward pass that is running
-        self._handles = list[RemovableHandle]()
-        self.logged = dict[str, float]()  # numbers for the next sample
+        self._handles, self.logged = list[RemovableHandle](), dict[str, float]()  # numbers for the next sample
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -119,7 +118,6 @@ class Engine:
         Args:
             failed: whether an exception ends the loop, so that other processes perhaps do not come here.
         """
-        self._wake()
         self.leave()
         while self._handles:
             self._handles.pop().remove()
@@ -297,6 +295,7 @@ class Engine:
         if not self._turn.awaits(inner):
             return
         self._wake()
+        self.cadence.hear(self.steps)
         if self._turn.skips + 1 >= _TOLD:
             self._ready(inner)
         begun = time.perf_counter()
@@ -317,8 +316,9 @@ class Engine:
         """
         if self._heard:
             return
+        paused, asked = self.pauses.on, again is not None
         self._wake()
-        bad, loss = step_left(self.losses, self.passes, self.model, loss, self.unfit, asked=again is not None)
+        bad, loss = step_left(self.losses, self.passes, self.model, loss, self.unfit, asked=asked, paused=paused)
         if bad:
             self.left(self.steps, loss)
         if loss is None:

@@ -16,7 +16,14 @@ __all__ = ["step_left"]
 
 
 def step_left(
-    losses: Losses, passes: Passes, model: nn.Module, loss: Tensor | None, unfit: Callable[[], bool], *, asked: bool
+    losses: Losses,
+    passes: Passes,
+    model: nn.Module,
+    loss: Tensor | None,
+    unfit: Callable[[], bool],
+    *,
+    asked: bool,
+    paused: bool = False,
 ) -> tuple[bool, Tensor | None]:
     """Return whether a step that is left before its update is not finite, and its loss, on the host.
 
@@ -31,12 +38,15 @@ def step_left(
         loss: of the step, if it was not seen.
         unfit: says whether the targets that were noted are not finite.
         asked: whether it was said that the step is left.
+        paused: whether the watch heard nothing of this step: the gradients that are left are all that is known of it.
     """
     try:
         seen = losses.left()
         loss = loss if seen is None else seen
         if losses.guarded() and not asked:
             return False, None
+        if loss is None and paused:
+            return losses.scale() is None and bool(broken_gradients(model)), None
         if loss is None:
             if not passes.waits:  # it left out one before
                 passes.look()

@@ -85,6 +85,8 @@ class LeftOut:
         self.targets: Any = None
         self._source, self._ledger, self._words = source, ledger, words
         self._before = 0  # passes before the last update
+        self._first: int | None = None  # step of the first update that was heard
+        self._updates = 0  # that were heard
         self._early = True  # whether targets are noted before the pass that they belong to
         self._coming: Any = None  # targets of the next pass
         self._theirs: Any = None  # and of the last one
@@ -187,6 +189,7 @@ class LeftOut:
             loss: its loss; None if it was not seen. On an accelerator it is not waited for.
         """
         targets, self.targets = self.targets, None
+        self._first, self._updates = step if self._first is None else self._first, self._updates + 1
         self._before = self._passed
         reached, odd, self._reached, self._odd = self._reached, self._odd, 0, False
         if self._wrong - self._meant:
@@ -245,7 +248,9 @@ class LeftOut:
         assert self._told_of is not None  # there is one
         those, passes = self._told_of, self._passed
         self._told, many = those.number, those.number > 1
-        what = f"{those.number:,} of {passes:,} batches" if many else "a batch"
+        heard = self._first is None or self._step - self._first <= self._updates
+        of = f"{passes:,} batches{'' if heard else ' that were heard'}"
+        what = f"{those.number:,} of {of}" if many else "a batch"
         when = (
             f"the first at step {those.first} and the last at step {those.last}" if many else f"at step {those.first}"
         )

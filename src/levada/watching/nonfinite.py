@@ -103,18 +103,14 @@ class Nonfinite:
         """
         if not learned:
             place = self._seen_now(model, given, targets)
+            if place.kind == "loss" and (words := _gradients(model)):
+                return self._finding(_Place("gradient", "", f"{words}; the loss was not heard"), step, rank, exact=True)
             output = "" if place.kind == "targets" else ", whose output holds NaN"
             words = f"no backward pass came of the last pass{output}; {place.words}"
             return self._finding(_Place(place.kind, place.block, words), step, rank, exact=True)
-        gradients = broken_gradients(model)
-        if not gradients:
-            return None
-        of, first = sum(p.grad is not None for p in model.parameters()), next(iter(gradients))
-        words = (
-            f"the gradients of {len(gradients)} of {of} parameters are not finite, as that of {first}, which holds "
-            f"{gradients[first]}; the loss is finite"
-        )
-        return self._finding(_Place("gradient", "", words), step, rank, exact=True)
+        words = _gradients(model)
+        place = _Place("gradient", "", f"{words}; the loss is finite")
+        return self._finding(place, step, rank, exact=True) if words else None
 
     def ended(self, step: int, view: View, *, scaled: bool) -> Finding | None:
         """Return a finding if the last losses, which no sample brings, or the weights that are left are not finite.
@@ -321,6 +317,16 @@ def _weights(
             "before the first step that was watched, as they were loaded or drawn" if first else "an earlier update"
         )
     return _Place("weight", "", f"{words}; where it arose is not known")
+
+
+def _gradients(model: nn.Module) -> str:
+    """Say which gradients are not finite; "" if all are."""
+    gradients = broken_gradients(model)
+    if not gradients:
+        return ""
+    of, first = sum(p.grad is not None for p in model.parameters()), next(iter(gradients))
+    those = f"the gradients of {len(gradients)} of {of} parameters are not finite"
+    return f"{those}, as that of {first}, which holds {gradients[first]}"
 
 
 def _sound(model: nn.Module) -> bool:

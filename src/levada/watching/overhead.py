@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections import deque
-from collections.abc import Callable, Collection
-from typing import Any, final
-
-import torch
+from collections.abc import Collection
+from typing import final
 
 from levada._errors import UsageError, require_at_least, require_number
+from levada.watching.clocks import StepClock
 
-__all__ = ["Cadence", "Spent", "StepClock"]
+__all__ = ["Cadence"]
 
 _REMEMBERED = 15  # unsampled steps, whose median is what a step takes
 _AT_LEAST = 0.5  # of what is allowed goes to samples, also where steps are so short that the hooks alone take it
@@ -23,83 +21,14 @@ _SAMPLES = 5  # sampled steps, whose median is what one costs
 # Steps after one that asks for samples: soon, and over as long as it takes to tell what stays from what comes back.
 _AFTER = (1, 3, 7, 15, 31, 63, 127)
 _ANYWAY = 2  # times that they are taken whatever they cost
+_SEARCH = 32  # steps that are heard behind one that a scaler skipped
+_STAYS = 1024  # steps after it that are heard: a loss that jumped comes back, or not
 _FREE = 0.5  # seconds of own code on steps that are not sampled, before any is not heard: nobody minds half a second
 _HEARD = 2  # steps in a row that are heard between two pauses, so that each can be compared with one before it
 _SHORTEST, _LONGEST = 4, 500  # steps of a pause
 _CALM = 2.0  # times the least of the last steps that own code takes by itself; more is what other programs took
 _KNOWN, _MOST = 3, 3.0  # pauses, before hearing is measured by them; times of own code that it may then cost
 _MEET = 8  # steps after a sample, by when the numbers of all processes have long arrived
-
-
-@final
-class Spent:
-    """Seconds of a step in the watch's own code, where a step's end may come within what is being counted.
-
-    Example:
-        >>> spent = Spent()
-        >>> spent.add(2.0)
-        >>> spent.take()
-        2.0
-    """
-
-    def __init__(self) -> None:
-        self._seconds = self._apart = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count what just took so long, but for the ends of steps in it."""
-        self._seconds += max(seconds - self._apart, 0.0)
-        self._apart = 0.0
-
-    def apart(self, end: Callable[[], None]) -> None:
-        """End a step, which counts itself."""
-        begun = time.perf_counter()
-        end()
-        self._apart += time.perf_counter() - begun
-
-    def restart(self) -> None:
-        """Hear that nothing is being counted."""
-        self._apart = 0.0
-
-    def take(self) -> float:
-        """Return the seconds since this was called last."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-
-@final
-class StepClock:
-    """Seconds from one step's end to the next, on the device where there is one, without waiting for it.
-
-    Args:
-        device: where the model is.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._events = device.type == "cuda"
-        self._last: Any = None
-        self._open: deque[tuple[bool, int, Any, Any]] = deque()
-
-    def tick(self, sampled: bool | None, steps: int = 1) -> None:
-        """End a step, or several; None begins to count, and what was before does not."""
-        if self._events:
-            now: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            now.record()
-        else:
-            now = time.perf_counter()
-        if sampled is not None and self._last is not None:
-            self._open.append((sampled, steps, self._last, now))
-        self._last = now
-
-    def read(self) -> list[tuple[bool, int, float]]:
-        """Return what is known since the last call: whether steps were sampled, their number, and their seconds."""
-        known = []
-        while self._open:
-            sampled, steps, begin, end = self._open[0]
-            if self._events and not end.query():
-                break
-            self._open.popleft()
-            known.append((sampled, steps, begin.elapsed_time(end) / 1e3 if self._events else end - begin))
-        return known
 
 
 @final
@@ -170,7 +99,7 @@ class Cadence:
         self.pauses = True  # whether there may be any: a step's end is told by optimizers that all step in it
         self.first_pause: int | None = None  # the step at which the first one began
         self._passed_by = self._heard = 0  # since then: steps that were not heard, and that were, but for samples
-        self._row = 0  # heard since the last one
+        self._row = self._hears = 0  # heard since the last one; the step up to which all are
         self._trained = self._idled = 0.0  # seconds of all steps, and of own code in those that were not sampled
         self._agreed = self._wishes = False
         self._meeting = -1
@@ -205,6 +134,11 @@ class Cadence:
         if paid and not self._asked:
             self._answered += 1
             self._asked.extend(step + after for after in _AFTER)
+            self.hear(step, _STAYS)
+
+    def hear(self, step: int, steps: int = _SEARCH) -> None:
+        """Make no pause in so many steps from one on; by default behind one that a scaler skipped."""
+        self._hears = max(self._hears, step + steps)
 
     def wish(self) -> bool:
         """Return whether this one of several processes asked for samples since this was called last."""
@@ -237,7 +171,7 @@ class Cadence:
             return 0
         _, idle, each = self._cost()
         idle = min(idle, _CALM * min(self._idle))
-        if self._agreed or self._asked or not each > 0 or self._row < _HEARD:
+        if self._agreed or self._asked or not each > 0 or self._row < _HEARD or step < self._hears:
             return 0
         share = _AT_LEAST * self.max_overhead
         rate = share / 2 if (owed := share * self._trained < 2 * _FREE) else share  # what was free is not paid back yet

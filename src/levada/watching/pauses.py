@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
+from levada.watching.clocks import StepClock
 from levada.watching.losses import Losses
-from levada.watching.overhead import Cadence, StepClock
+from levada.watching.overhead import Cadence
 from levada.watching.passes import Passes
 
 __all__ = ["Pauses"]

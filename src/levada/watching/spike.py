@@ -332,7 +332,9 @@ def _end(spike: _Spike, loss: LossBaseline) -> str:
     if spike.back is not None:
         return f" It stayed up: {stayed}. It was back {_by(spike)} step {spike.back}."
     last = loss.latest[-1][0]
-    later = "" if last == spike.ended else f", and the last {len(loss.latest)} one of {loss.recent:.4g} at step {last}"
+    count, first = len(loss.latest), loss.latest[0][0]
+    those = f"{count} that were heard, from step {first} on," if last - first >= count else f"{count}"
+    later = "" if last == spike.ended else f", and the last {those} one of {loss.recent:.4g} at step {last}"
     return f" It did not come back: {stayed}{later}."
 
 
