@@ -327,9 +327,9 @@ def test_a_graph_leaves_the_number_of_steps_open():
     assert counted.frame_count == 1
 
 
-def test_a_graph_has_as_many_steps_as_are_found(monkeypatch):
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_a_graph_has_as_many_steps_as_are_found():
     """A number that no trace knows is looked at where it is known."""
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
 
     def found(mask):
         value = mask.nonzero().float()
