@@ -28,8 +28,9 @@ class Terminated(SystemExit):
 def terminable() -> Iterator[None]:
     """Raise `Terminated` where SIGTERM comes meanwhile; a second one ends the process at once.
 
-    Where somebody has a handler for it, or sets one, it is theirs alone. A process that is forked, which others end by
-    this signal, has python's own.
+    Where somebody has a handler for it, or sets one, it is theirs alone; where theirs calls the one before it, as
+    chained handlers do, `Terminated` is raised. A process that is forked, which others end by this signal, has python's
+    own.
 
     One of several processes, which wait for each other and may not come to raise anything, ends by the signal as it
     would without this; before, on Linux, a thread does what `before_end` was given, within `PATIENCE` seconds.
@@ -129,7 +130,8 @@ def _told_apart() -> Iterator[None]:
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _hear)
     _ears[:] = [told]
-    threading.Thread(target=_listen, args=(hears,), name="levada-sigterm", daemon=True).start()
+    listener = threading.Thread(target=_listen, args=(hears,), name="levada-sigterm", daemon=True)
+    listener.start()
     try:
         yield
     finally:
@@ -141,11 +143,14 @@ def _told_apart() -> Iterator[None]:
         _ears.clear()
         with suppress(OSError):
             tells.send(b"\0")  # ends the thread, also where a child that was forked holds the socket too
+            listener.join(2 * PATIENCE)  # where it is ending this process, nothing is left half done
         tells.close()
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
     """Tell the thread once more, as somebody may have put another pipe in the place of its own; hold the loop up."""
+    if signal.getsignal(signal.SIGTERM) is not _hear:  # a handler that was set later calls the one before it
+        _raise(number, frame)
     for told in _ears:
         with suppress(OSError):
             os.write(told, bytes([number]))
@@ -161,12 +166,14 @@ def _listen(hears: socket.socket) -> None:
         if sender != os.getpid():  # a child that was just forked, and writes where its parent does
             continue
         if data == b"\0":
-            return hears.close()
+            hears.close()
+            return None if ending is None else ending.join()
         # Of whoever handles it now.
         if data[0] == signal.SIGTERM and ending is None and signal.getsignal(signal.SIGTERM) is _hear:
-            ending = threading.Thread(target=_act, name="levada-end", daemon=True)
+            acting = threading.Thread(target=_act, name="levada-end", daemon=True)
+            acting.start()
+            ending = threading.Thread(target=_end_behind, args=(acting,), daemon=True)
             ending.start()
-            threading.Thread(target=_end_behind, args=(ending,), daemon=True).start()
 
 
 def _act() -> None:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch._dynamo
 
 from levada._errors import UsageError
 from levada.ops.hyper import Parameters, read_hyper
@@ -59,6 +60,20 @@ def test_what_traces_is_refused_as_well():
         Exception, match=r"streams_read_static: read must be \(4,\) beside the other tensors, got \(3,\)"
     ):
         torch.export.export(program, (state, torch.zeros(3)))
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_sizes_that_no_trace_can_compare_are_compared_by_the_kernel():
+    def found(one, other):
+        state, out = torch.nonzero(one).float(), torch.nonzero(other).float()
+        weights = state.expand(-1, 4)
+        return torch.ops.levada.streams_write(state[:, None].expand(-1, 4, 8), out.expand(-1, 8), weights, None)
+
+    compiled = torch.compile(found, fullgraph=True, backend="aot_eager")
+    one, other = torch.tensor([True, False, True]), torch.tensor([True, True, False])
+    assert torch.equal(compiled(one, other), found(one, other))
+    with pytest.raises(UsageError, match=r"out must be \(2, 8\) beside the other tensors, got \(3, 8\)"):
+        compiled(one, one | other)
 
 
 def test_functions_that_call_kernels_without_the_dispatcher_look_as_well():

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo.testing
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import gradcheck, gradgradcheck
@@ -315,3 +316,27 @@ def test_without_triton_the_reference_runs_and_says_so_once(monkeypatch):
         _define.import_kernels.cache_clear()
     assert torch.equal(first, reference.scan(*tensors, False))
     assert torch.equal(first, second)
+
+
+def test_a_graph_leaves_the_number_of_steps_open():
+    counted = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(linear_scan, fullgraph=True, backend=counted, dynamic=True)
+    for steps in (5, 7, 9, 13):
+        gate, value = torch.rand(2, steps, 3)
+        torch.testing.assert_close(compiled(gate, value), linear_scan(gate, value))
+    assert counted.frame_count == 1
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_a_graph_has_as_many_steps_as_are_found():
+    """A number that no trace knows is looked at where it is known."""
+
+    def found(mask):
+        value = mask.nonzero().float()
+        return torch.ops.levada.scan(value, value, value.new_ones(1), False)
+
+    compiled = torch.compile(found, fullgraph=True, backend="eager")
+    mask = torch.tensor([True, False, True])
+    assert torch.equal(compiled(mask), found(mask))
+    with pytest.raises(UsageError, match="a step or more"):
+        compiled(~mask & mask)

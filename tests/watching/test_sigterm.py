@@ -137,6 +137,46 @@ def test_what_is_to_be_done_before_the_end_has_so_many_seconds() -> None:
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.skipif(not hasattr(socket, "SO_PASSCRED"), reason="needs Linux")
+def test_a_process_that_comes_to_its_end_waits_for_what_is_done_before() -> None:
+    text = (
+        "import os, signal, time\n"
+        "import levada._termination as termination\n"
+        "termination._HELD = 0.1\n"
+        "class Acts:\n"
+        "    def slow(self): time.sleep(1.5); print('told', flush=True)\n"
+        "acts = Acts()\n"
+        "termination.before_end(acts.slow)\n"
+        "with termination.terminable():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], env={**os.environ, "WORLD_SIZE": "2"}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "told\n"), done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_handler_that_calls_the_one_before_it_ends_the_process(processes: str) -> None:
+    text = (
+        "import os, signal, time\n"
+        "from levada._termination import terminable\n"
+        "with terminable():\n"
+        "    before = signal.getsignal(signal.SIGTERM)\n"
+        "    signal.signal(signal.SIGTERM, lambda *given: (print('theirs', flush=True), before(*given)))\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(5)\n"
+        "    print('goes on', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], env={**os.environ, "WORLD_SIZE": processes}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (_termination.TERMINATED, "theirs\n"), done.stderr
+
+
 def test_a_record_that_the_loop_is_closing_is_waited_for(tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._fitting import Signature, requirement
+from levada.ops._fitting import Signature, differ, requirement
 
 __all__ = [
     "Kernel",
@@ -66,7 +66,8 @@ def define(
     _LIBRARY.impl(name, checked(reference), "CompositeExplicitAutograd")
     for key, kernel in kernels.items():
         _LIBRARY.impl(name, checked(kernel), key)
-    torch.library.register_fake(qualified, checked(fake), lib=_LIBRARY)
+    traced = _checked(requirement(name, signature, differ), fake)
+    torch.library.register_fake(qualified, traced, lib=_LIBRARY)
     torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from levada._errors import UsageError
 
-__all__ = ["MisfitError", "Signature", "axes", "require_iterations", "requirement"]
+__all__ = ["MisfitError", "Signature", "axes", "differ", "require_iterations", "requirement"]
 
 Shapes = Callable[..., Sequence[Sequence[int] | None]]
 """Takes an operation's arguments and returns its tensors' shapes in turn, of a list that of each; None for any."""
@@ -61,7 +62,30 @@ def require_iterations(iterations: int) -> None:
         raise MisfitError(f"iterations must be at least 1, got {iterations}")
 
 
-def requirement(name: str, signature: Signature) -> Callable[[Sequence[Any]], None]:
+def differ(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """Return whether shapes differ; of sizes that a trace cannot compare, that they do not.
+
+    The kernel compares them where they are known.
+
+    Args:
+        shape: a tensor's.
+        expected: what it must be.
+    """
+    unlike = [a != b for a, b in zip(shape, expected, strict=False)]
+    return len(shape) != len(expected) or any(map(_is_so, unlike))
+
+
+def _is_so(truth: bool | torch.SymBool) -> bool:
+    if isinstance(truth, bool):
+        return truth
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return bool(guard_or_false(truth))
+
+
+def requirement(
+    name: str, signature: Signature, differ: Callable[[Any, Any], bool] = operator.ne
+) -> Callable[[Sequence[Any]], None]:
     """Return a function that refuses an operation's arguments if tensors do not fit each other.
 
     They must have the shapes and types that it says, real floating ones where it says none, and be on one device.
@@ -69,6 +93,7 @@ def requirement(name: str, signature: Signature) -> Callable[[Sequence[Any]], No
     Args:
         name: of the operation.
         signature: with which it is registered.
+        differ: compares two shapes.
     """
     schema, shapes, types = signature
     arguments = [one.split() for one in schema[1 : schema.index(")")].split(", ")]
@@ -89,8 +114,8 @@ def requirement(name: str, signature: Signature) -> Callable[[Sequence[Any]], No
             if x is None:
                 continue
             device = device or x.device
-            if (shape is not None and x.shape != shape) or x.device != device or not x.is_floating_point():
-                raise _refusal(name, [*_labelled(names, given)], expected)
+            if (shape is not None and differ(x.shape, shape)) or x.device != device or not x.is_floating_point():
+                raise _refusal(name, [*_labelled(names, given)], expected, differ)
         for label, x, dtype in zip(names, given, types(*given) if types else (), strict=False):
             if x is not None and dtype is not None and x.dtype != dtype:
                 raise UsageError(
@@ -109,11 +134,14 @@ def _labelled(names: Iterable[str], given: Iterable[Any]) -> Iterator[tuple[str,
 
 
 def _refusal(
-    name: str, labelled: Sequence[tuple[str, Tensor | None]], expected: Sequence[Sequence[int] | None]
+    name: str,
+    labelled: Sequence[tuple[str, Tensor | None]],
+    expected: Sequence[Sequence[int] | None],
+    differ: Callable[[Any, Any], bool],
 ) -> UsageError:
     given = [(label, x, shape) for (label, x), shape in zip(labelled, expected, strict=True) if x is not None]
     for label, x, shape in given:
-        if shape is not None and x.shape != tuple(shape):
+        if shape is not None and differ(x.shape, tuple(shape)):
             return UsageError(
                 f"levada::{name}: {label} must be {tuple(shape)} beside the other tensors, got "
                 f"{tuple(x.shape)}. Reshape it: kernels find their way in memory by these shapes."

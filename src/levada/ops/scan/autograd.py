@@ -174,7 +174,8 @@ def _gradients_vmap(
 
 def _shapes(value: Tensor) -> tuple[tuple[int, ...], ...]:
     """Return the shapes of gates, what comes with each step, and the state before the first one."""
-    if not value.ndim or not len(value):
+    # `len` would make a constant of a number of steps that a graph leaves open; none at all is a number there too.
+    if not value.ndim or (isinstance(value.shape[0], int) and not value.shape[0]):
         raise MisfitError(f"there must be a step or more along the first axis, got {tuple(value.shape)}")
     return value.shape, value.shape, value.shape[1:]
 
