@@ -1,5 +1,6 @@
 """Pauses: on short steps most are counted and not heard, so that watching stays below what was allowed."""
 
+import contextlib
 import copy
 import math
 import warnings
@@ -386,7 +387,7 @@ def test_a_step_that_is_left_in_a_pause_and_made_again_is_sampled_with_its_loss(
     )
 
 
-def test_a_loop_that_stops_at_a_loss_of_nan_in_a_pause_tells_by_leave(planned):
+def test_a_loop_that_stops_before_its_backward_pass_in_a_pause_tells_by_leave(planned):
     planned |= {4: 10}
     for given in (True, False):
         model = make()
@@ -395,8 +396,8 @@ def test_a_loop_that_stops_at_a_loss_of_nan_in_a_pause_tells_by_leave(planned):
             train(model, optimizer, data(7))
             optimizer.zero_grad()
             loss = loss_of(model, data(1)[0] * math.nan)
-            loss.backward()
             if given:
+                loss.backward()
                 watch.leave(loss=loss)
         assert [finding.rule for finding in watch.findings] == ["numerical_overflow"] * given
         assert watch.steps == 7
@@ -662,3 +663,99 @@ def test_the_curve_of_a_long_run_with_pauses_is_one_line_that_says_of_how_many_s
         assert f"of {losses[-1][0] - 1001:,} steps have one" in caption
     lost = [(step + 100_000 * (step >= 1000 + 65 * 400), loss) for step, loss in early + pairs]
     assert gaps(lost) == [(1000 + 65 * 399 + 2, 1000 + 65 * 400 + 99_999)]
+
+
+@pytest.mark.parametrize("end", ["break", "raise"])
+def test_a_loop_that_stops_at_nan_in_a_pause_is_told_by_the_gradients_that_are_left(planned, end):
+    planned |= {30: 100}
+    model = make()
+    optimizer = sgd(model)
+
+    def stopping():
+        with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+            watches.append(watch)
+            for step, x in enumerate(data(60)):
+                optimizer.zero_grad()
+                loss = loss_of(model, x * (math.nan if step == 50 else 1))
+                loss.backward()
+                if loss.isnan():
+                    if end == "raise":
+                        raise KeyError
+                    break
+                optimizer.step()
+
+    watches = []
+    with pytest.raises(KeyError) if end == "raise" else contextlib.nullcontext():
+        stopping()
+    (finding,) = watches[0].findings
+    assert (finding.rule, finding.severity, finding.evidence["step"]) == ("numerical_overflow", "error", 50)
+    assert "of 10 parameters are not finite" in finding.claim
+    assert finding.claim.endswith("which holds NaN; the loss was not heard.")
+
+
+def test_gradients_that_are_finite_and_left_in_a_pause_tell_nothing(planned):
+    planned |= {30: 100}
+    model = make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+        for step, x in enumerate(data(60)):
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            if step < 50:
+                optimizer.step()
+    assert watch.findings == []
+
+
+def test_no_pause_begins_soon_behind_a_step_that_a_scaler_skipped_or_a_loss_that_jumped():
+    run = Trained()
+    run.go_on(6000)
+    assert run.pauses
+    run.cadence.hear(run.step)
+    at = run.step
+    run.go_on(at + 32)
+    assert [step for step in run.heard if step >= at] == [*range(at, at + 32)]
+    run.cadence.ask(run.step)
+    at = run.step
+    run.go_on(at + 1000)
+    assert [step for step in run.heard if step >= at] == [*range(at, at + 1000)]
+    run.go_on(at + 20_000)
+    assert len([step for step in run.heard if step >= at + 1100]) < 10_000
+
+
+def test_a_scaler_that_skips_every_seventh_step_hides_no_weights_that_are_nan(monkeypatch):
+    monkeypatch.setattr("levada.watching.overhead._FREE", 0.0)
+    torch.manual_seed(0)
+    model = make()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**9)
+    with levada.watch(model, optimizer, every=20, max_overhead=1e-3) as watch:
+        for step, x in enumerate(data(700)):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, x * (math.inf if step > 400 and step % 7 == 0 else 1))).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            if step == 600:
+                with torch.no_grad():
+                    model.head.bias.fill_(math.nan)
+                    model.embed.bias.fill_(math.nan)
+            if step == 650:
+                found = [finding.evidence["step"] for finding in watch.findings if finding.severity == "error"]
+    assert watch.steps == 700
+    assert len(found) == 1
+    assert 600 < found[0] < 620
+
+
+def test_batches_that_were_left_out_are_counted_of_those_that_were_heard(planned):
+    planned |= {30 + 40 * k: 30 for k in range(10)}
+    model = make()
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+        for step, x in enumerate(data(400)):
+            optimizer.zero_grad()
+            loss = loss_of(model, x * (math.nan if step % 25 == 3 else 1))
+            if loss.isnan():
+                continue
+            loss.backward()
+            optimizer.step()
+    finding = next(finding for finding in watch.findings if finding.rule == "nonfinite_batches")
+    assert " batches that were heard before the backward pass" in finding.claim
+    assert finding.evidence["passes"] <= watch.passed < 200

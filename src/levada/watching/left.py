@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from levada.watching.broken import broken_gradients
+from levada.watching.broken import broken_gradients, broken_parameters
 from levada.watching.losses import Losses
 from levada.watching.passes import Passes
 from levada.watching.reading import plain
@@ -46,7 +46,9 @@ def step_left(
         if losses.guarded() and not asked:
             return False, None
         if loss is None and paused:
-            return losses.scale() is None and bool(broken_gradients(model)), None
+            # With weights that are not finite they were those of an update.
+            unused = losses.scale() is None and not broken_parameters(model)
+            return unused and bool(broken_gradients(model)), None
         if loss is None:
             if not passes.waits:  # it left out one before
                 passes.look()
