@@ -95,7 +95,7 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     step, tensor = finding.evidence["step"], finding.evidence["tensor"]
     if told is not None and told.evidence["step"] == step and HIGH in told.evidence:
         return _with_blame(finding, told.evidence[HIGH])
-    if not before.rate > 0 or tensor in ("inputs", "targets") or (tensor == "weight" and finding.where):
+    if not 0 < before.rate < math.inf or tensor in ("inputs", "targets") or (tensor == "weight" and finding.where):
         return finding
     rows = [row for row in before.rows if row.step < step]
     moved = [(row.step, _moved(row, before.blocks)) for row in rows] if before.blocks is not None else []
