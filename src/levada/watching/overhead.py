@@ -49,8 +49,9 @@ class Cadence:
 
     Where hearing the steps between samples alone takes more than half of what is allowed, most of them are not heard,
     once half a second was spent on it: with each pause, of $2 u / (m t / 2)$ steps for a limit of $m$, two steps in a
-    row are paid for; it is twice as long until that half second is paid back. What hearing costs is then known, of the
-    quarters that were fastest: steps that were heard, less those of pauses. What hooks take in these is not.
+    row are paid for; it is twice as long until that half second is paid back, and never above 500. What hearing costs
+    is then known, of the quarters that were fastest: steps that were heard, less those of pauses. What hooks take in
+    these is not.
 
     A step that asks for samples gets seven, 1, 3, 7, ... 127 steps later: twice in a run whatever they cost, then where
     they are paid for already; the next one after them waits until all are. Several processes must sample the same
@@ -95,7 +96,7 @@ class Cadence:
         self._longer: deque[float] = deque(maxlen=_SAMPLES)
         self._whole: deque[float] = deque(maxlen=_SAMPLES)
         self._unheard: deque[float] = deque(maxlen=_REMEMBERED)  # seconds of a step in each of the last pauses
-        self._calm = 0.0  # of that, what the watch takes where no other program takes the processor meanwhile
+        self._calm = 0.0  # of `_idled`, what the watch takes where no other program has the processor meanwhile
         self.pauses = True  # whether there may be any: a step's end is told by optimizers that all step in it
         self.first_pause: int | None = None  # the step at which the first one began
         self._passed_by = self._heard = 0  # since then: steps that were not heard, and that were, but for samples
