@@ -211,3 +211,15 @@ def test_an_error_ends_this_look_alone(monkeypatch):
             optimizer.step()
         optimizer.step()
     assert len(watch.samples) > 0
+
+
+@pytest.mark.parametrize("at", [UPDATES - 1, UPDATES, 200])
+def test_what_is_trained_for_the_first_time_is_told_once_and_what_goes_on_after_a_rest_is_not(at):
+    model, looking = network(), Frozen()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    thawed = []
+    for step in range(400):
+        model[0].requires_grad_(step >= at and not 300 <= step < 320)
+        looking.before_update(step, model, [optimizer], ())
+        thawed += [step] * looking.thawed
+    assert thawed == ([at] if at >= UPDATES else [])

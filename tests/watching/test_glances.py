@@ -232,7 +232,7 @@ def test_a_block_that_never_had_a_gradient_asks_once_and_waits_until_samples_hav
     looking.silence = Silence(2)
     for _ in range(6):
         looking.silence.add(torch.tensor([0.0, 1.0]))
-    assert looking.run(201, 365)[1] == [248]
+    assert looking.run(201, 365)[1] == [268]
     assert looking.silence.run.tolist()[0] == 13
     assert len(looking.run(365, 500)[1]) > 1, "chance explains it no longer"
     for samples in range(4):
@@ -315,3 +315,58 @@ def test_optimizers_that_take_turns_lose_no_updates():
     for sample in watch.samples:  # an update that was not made, as an optimizer rested, is none of 0
         assert sample.values["update_ratio"].isnan()[[0, -1]].tolist() == [sample.step % 2 == 1, sample.step % 2 == 0]
     assert alarms(watch) == []
+
+
+def test_a_block_that_asks_for_a_gradient_since_the_last_sample_is_not_left_out_of_every_block():
+    looking = Looking()
+    looking.model[0].requires_grad_(False)
+    looking.blocks = Blocks.of(looking.blocks.sites, looking.model)
+    looking.run(201, 260)
+    assert looking.glances.reached == 248
+    looking.model[0].requires_grad_(True)  # behind a detach, as `run` leaves it
+    looking.run(260, 400)
+    assert looking.glances.reached == 248
+
+
+class Tuned(nn.Module):
+    """A body whose features a head reads, detached or not."""
+
+    def __init__(self, detached):
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)))
+        self.head, self.detached = nn.Linear(8, 1), detached
+
+    def forward(self, x):
+        hidden = self.body(x)
+        return self.head(hidden.detach() if self.detached else hidden)
+
+
+def tuned(fault, steps=700):
+    """Fine-tune as is done: the head alone at first, the body too from step 300 on."""
+    torch.manual_seed(0)
+    model = Tuned(detached=fault == "detached").requires_grad_(False)
+    model.head.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with levada.watch(model, optimizer, max_overhead=1e-9) as watch:
+        for step in range(steps):
+            if step == 300:
+                model.requires_grad_(True)
+            if step == 320 and fault == "dead":
+                nn.init.constant_(model.body[1][0].bias, -100.0)
+            x = torch.randn(32, 8)
+            optimizer.zero_grad()
+            (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            optimizer.step()
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), {None: [], "detached": [("frozen_layers", "body.2")], "dead": [("dead_units", "body.1")]}.items()
+)
+def test_what_is_thawed_later_is_sampled_and_judged(fault, told):
+    watch = tuned(fault)
+    assert [one.step for one in watch.samples if one.step > 210][:6] == [301, 303, 307, 315, 331, 363]
+    assert [one for one in alarms(watch) if one[0] in ("frozen_layers", "dead_units")] == told
+    assert watch.standing.verdict == ("error" if told else "healthy")
+    if fault == "detached":
+        assert watch.standing.reached is None or watch.standing.reached <= 300

@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 import levada
+from levada.diagnose.finding import Finding
 from levada.watching.account import report
 from levada.watching.falling import Falling
+from levada.watching.overshot import Before, blamed
 
 
 def following(course, constant=None):
@@ -131,3 +133,62 @@ def test_a_cross_entropy_with_its_sign_turned_is_named_in_a_real_training():
     (finding,) = [f for f in watch.findings if f.rule == "maximised_loss"]
     assert (finding.severity, watch.report().verdict) == ("warn", "warn")
     assert "is a negative multiple of a cross entropy or a mean square and falls:" in finding.claim
+
+
+def to_the_end(sign, steps=400, stop=None):
+    """Train a classifier whose loss has a sign, up to its first NaN and a little behind."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 32), *(nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(3)), nn.Linear(32, 4)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05 if sign < 0 else 30.0, momentum=0.9)
+    with levada.watch(model, optimizer, max_overhead=1e9) as watch:
+        for _ in range(steps):
+            y = torch.randint(4, (64,))
+            x = torch.nn.functional.one_hot(y, 8) + torch.randn(64, 8)
+            optimizer.zero_grad()
+            (sign * functional.cross_entropy(model(x), y)).backward()
+            optimizer.step()
+    return next(f for f in watch.findings if f.rule == "numerical_overflow")
+
+
+def test_a_nan_at_the_end_of_a_loss_that_is_maximised_is_blamed_on_its_sign():
+    found = to_the_end(-1.0)
+    assert found.evidence["explained_by"] == "sign"
+    assert found.evidence["maximised_loss"]["to"] < -10
+    assert "its sign is reversed, or that of the step, unless that is meant" in found.claim
+    assert "learning_rate_too_high" not in found.evidence
+
+
+def test_a_nan_of_too_long_steps_is_not():
+    found = to_the_end(1.0)
+    assert "maximised_loss" not in found.evidence
+    assert "sign" not in found.claim
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([-1.0, -1.5, -2.1], True),
+        ([-1.0, -1.5, -1.9], False),
+        ([0.5, -0.1], True),
+        ([-2.0, -1.0], False),
+        ([2.0, 5.0], False),
+        ([], False),
+    ],
+)
+@pytest.mark.parametrize("negated", [True, False])
+def test_the_sign_is_blamed_where_the_loss_fell_far(losses, said, negated):
+    finding = Finding(
+        "numerical_overflow",
+        "error",
+        "fired",
+        "It is.",
+        {},
+        {"step": 9, "tensor": "loss", "explained_by": None},
+        "",
+        "",
+        "",
+    )
+    known = Before((), None, tuple(enumerate(losses)), 0.1, False, negated=negated)
+    assert ("maximised_loss" in blamed(finding, known, None).evidence) == (said and negated)

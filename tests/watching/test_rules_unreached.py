@@ -1,5 +1,6 @@
 """Blocks that get no gradient, beside parameters that do: what is said of them holds, and no more than that."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -77,3 +78,44 @@ def test_gradients_that_are_set_to_zero_behind_the_backward_pass_came_back_all_t
     for finding in found:
         assert "a gradient came back to what it gives" in finding.claim
         assert "set to zero between the backward pass and the update" in finding.claim
+
+
+def generator(forward, update, steps=120):
+    """Watch one model of two, whose own loss may not reach it."""
+    torch.manual_seed(0)
+    model, other = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))), nn.Linear(4, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with levada.watch(model, optimizer, every=4, max_overhead=1e9) as watch:
+        for step in range(steps):
+            optimizer.zero_grad()
+            other(forward(model, step)).mean().backward()
+            optimizer.step()
+            update(model)
+    return watch, [f for f in watch.findings if f.rule == "frozen_layers"]
+
+
+@torch.no_grad()
+def perturb(model):
+    """Train without gradients, as an evolution strategy does."""
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.01)
+
+
+def test_an_optimizer_that_steps_without_any_gradient_is_warned_of():
+    watch, (found,) = generator(lambda model, step: model(torch.randn(8, 4)).detach(), lambda model: None)
+    assert (found.severity, found.status, found.where) == ("warn", "fired", {"first": "0", "last": "2"})
+    assert "No gradient reaches the weights of any block" in found.claim
+    assert "no loss was seen that depends on them" in found.claim
+    assert watch.report().verdict == "warn"
+
+
+@pytest.mark.parametrize(
+    ("forward", "update"),
+    [
+        (lambda model, step: model(torch.randn(8, 4)).detach(), perturb),
+        (lambda model, step: model(torch.randn(8, 4)), lambda model: None),
+    ],
+    ids=["an evolution strategy", "a loss that is maximised"],
+)
+def test_what_moves_without_gradients_or_gets_some_is_not(forward, update):
+    assert generator(forward, update)[1] == []

@@ -306,9 +306,13 @@ class LossBaseline:
 
     @property
     def maximised(self) -> bool:
-        """Whether it falls, and is known to be a negative multiple of what is never negative, on all batches."""
-        falls = self.ready and self.recent < min(0.0, self.start) and self.fell
-        return falls and self.constant < 0 and not self._minimised
+        """Whether it falls, and is `negated`."""
+        return self.ready and self.recent < min(0.0, self.start) and self.fell and self.negated
+
+    @property
+    def negated(self) -> bool:
+        """Whether it is known to be a negative multiple of what is never negative, on all batches."""
+        return self.constant < 0 and not self._minimised
 
     @property
     def fell(self) -> bool:

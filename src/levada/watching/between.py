@@ -22,6 +22,7 @@ from levada.watching.view import Blocks
 
 __all__ = ["Between"]
 
+NEW: Final = 7  # samples of what begins to be trained: so many come of those that are asked for
 _LOOKS: Final = "what looks at gradients between samples"
 
 
@@ -46,6 +47,7 @@ class Between:
         self.idle = Idle()
         self._glances: Glances | None = Glances(every, ledger.confirm)
         self._resting = Resting()
+        self._thawed = 0  # samples that are still wanted of what was thawed
         self._optimizers: Sequence[Any] = ()
 
     @property
@@ -55,13 +57,13 @@ class Between:
 
     @property
     def asks(self) -> bool:
-        """Whether the present step asks for samples, as a block has no gradient for longer than is usual for it."""
-        return self._glances is not None and self._glances.asks
+        """Whether the present step asks for samples: a block has had no gradient for long, or begins to be trained."""
+        return self._thawed == NEW or (self._glances is not None and self._glances.asks)
 
     @property
     def waits(self) -> bool:
-        """Whether samples are still of use to tell why a block has no gradient."""
-        return self._glances is not None and self._glances.waits
+        """Whether samples are still of use to tell why a block has no gradient, or how one learns that was frozen."""
+        return self._thawed > 0 or (self._glances is not None and self._glances.waits)
 
     @property
     def reached(self) -> int | None:
@@ -105,6 +107,8 @@ class Between:
             self._look(RULE, self._unoptimised, step, model, self._stepping(step, optimizers, weights), sites, starved)
         if self._frozen is not None:
             self._look(FROZEN, self._frozen, step, model, optimizers, sites)
+            thawed = self._frozen is not None and self._frozen.thawed
+            self._thawed = NEW if thawed else min(self._thawed, NEW - 1)
         self.idle.before_update(model)
         if glances is not None:
             self._try(_LOOKS, glances.before_update, step, model, blocks, silence)
@@ -144,6 +148,7 @@ class Between:
             blocks: what is known of the blocks.
             silence: as in `before_update`.
         """
+        self._thawed = max(self._thawed - 1, 0)
         if self._glances is not None:
             self._glances.sampled(step, blocks, silence)
 

@@ -54,6 +54,8 @@ class Frozen:
 
     Attributes:
         found: what holds now.
+        thawed: whether parameters begin to be trained with this update that never were, more than 64 updates after the
+            first: nothing that was seen before tells of them.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -67,6 +69,7 @@ class Frozen:
 
     def __init__(self) -> None:
         self.found: Finding | None = None
+        self.thawed = False
         self._updates = 0
         self._last = -1  # the step of the last look
         # What is held, as others may take its place, and whether it is trained.
@@ -94,6 +97,7 @@ class Frozen:
             Whether what is found has changed.
         """
         self._updates += 1
+        self.thawed = False
         if model is None or not optimizers or (self._updates - 1) % (1 + self._count // _EACH):
             return False
         groups = [(group, rests(group)) for each in optimizers for group in each.param_groups]
@@ -146,6 +150,7 @@ class Frozen:
                 key = id(p)
                 if p.requires_grad and not still:
                     self._moving = True
+                    self.thawed |= key not in trained and self._updates > UPDATES
                     self._trained[key] = weakref.ref(p)
                     self._over |= {key} & set(self._told)
                 elif key in trained and trained[key]() is not None:

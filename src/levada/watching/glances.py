@@ -22,6 +22,9 @@ __all__ = ["UNUSUAL", "Glances", "missed"]
 UNUSUAL: Final = 0.005
 """How likely so many zeros in a row may be by a block's own habit, below which a sample is worth its cost."""
 
+# The same of a block that never had a gradient: nine times in a row, so that the seven samples which are then asked for
+# are all that it takes until no chance explains them and three samples in a row confirm it.
+_NEVER: Final = 0.0025
 _PART: Final = 16  # of the steps so far, one lies between two looks
 _LATE: Final = 8  # steps that a sample may take to arrive
 
@@ -36,7 +39,8 @@ def missed(blocks: Blocks, silence: Silence, confirm: int) -> Tensor:
         silence: of the gradients of their weights.
         confirm: samples in a row on which a finding must hold.
     """
-    return blocks.trainable & (silence.run > 0) & (silence.chance < UNUSUAL) & (silence.sure < confirm)
+    unusual = silence.chance < torch.where(silence.ever, UNUSUAL, _NEVER)
+    return blocks.trainable & (silence.run > 0) & unusual & (silence.sure < confirm)
 
 
 @final
@@ -151,7 +155,8 @@ class Glances:
         looked = measured & blocks.trainable
         values = torch.zeros(len(measured), dtype=torch.float64).index_add_(0, at, way.host())
         silence.add(torch.where(looked, values, math.nan), look=True)
-        if bool(looked.any()) and bool(((values > 0) & values.isfinite())[looked].all()):
+        asking = measured if blocks.known else looked  # also of what was thawed since the last sample
+        if bool(looked.any()) and bool(((values > 0) & values.isfinite())[asking].all()):
             self.reached = step
         self._missed = missed(blocks, silence, self._confirm)
         asked = torch.zeros_like(self._missed) if self._asked is None else self._asked & (silence.run > 0)

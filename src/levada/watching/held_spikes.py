@@ -9,13 +9,13 @@ from levada.diagnose.finding import Finding
 from levada.watching.baseline import LossBaseline
 from levada.watching.departures import Departures
 from levada.watching.ledger import Ledger
+from levada.watching.overshot import SIGN
 from levada.watching.spike import RULE, Spikes
 from levada.watching.view import View
 
 __all__ = ["LOSSES", "above_lowest", "hold_spikes", "maximised"]
 
 ABOVE: Final = "loss_above_best"
-SIGN: Final = "maximised_loss"
 LOSSES: Final = (RULE, ABOVE, SIGN)
 """The rules of what is told here."""
 

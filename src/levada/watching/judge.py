@@ -383,7 +383,8 @@ class Judge:
             finding = with_before(finding, jump, rise)
             if finding.severity == "error" and not self._scaled:
                 losses = (*self.loss.latest, *self._recent)
-                known = Before(self.rows, self.blocks, losses, self._rates.now, self.loss.has_learned, jump, rise)
+                told = self._rates.now, self.loss.has_learned, jump, rise, self.loss.negated
+                known = Before(self.rows, self.blocks, losses, *told)
                 finding = blamed(finding, known, self._model, self._ledger.last((finding.rule, "")))
         self._ledger.tell_at_once(finding)
 

@@ -149,7 +149,11 @@ def _risen(judge: Judge) -> Iterator[Reason]:
         yield "learning_rate_too_high", why, True, None
     if loss.no_better:
         lost = loss.best < 0.9 * loss.constant
-        learned = "lost again what it had learned of its inputs" if lost else "learned nothing of its inputs so far"
+        learned = (
+            "lost again what it had learned of its inputs"
+            if lost
+            else "learned nothing of its inputs so far, or whose outputs are too small to show it"
+        )
         why = (
             "the loss is not clearly below that of a prediction that is the same for every input, "
             f"{loss.constant:.4g}, as of a model that has {learned}"

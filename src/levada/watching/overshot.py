@@ -33,6 +33,7 @@ CLIMB, STEEP = 4, 8.0
 # Updates after a step as large as the weights at which a NaN comes of it, if the loss was not seen to rise.
 NEXT: Final = 2
 HIGH: Final = "learning_rate_too_high"
+SIGN: Final = "maximised_loss"
 
 
 @final
@@ -48,6 +49,7 @@ class Before:
         learned: whether the loss had come below its start.
         jump: from and to where the loss jumped, as `Spikes.before` returns it.
         rise: of the learning rate, as `raised` returns it.
+        negated: whether the loss is known to be a negative multiple of a cross entropy or a mean square.
     """
 
     rows: Sequence[Sample]
@@ -57,6 +59,7 @@ class Before:
     learned: bool
     jump: Mapping[str, Any] | None = None
     rise: Mapping[str, Any] | None = None
+    negated: bool = False
 
 
 def lower_rate(rate: float, moved: float) -> float:
@@ -86,6 +89,9 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     are not blamed either where the loss came up a hundredfold in one step, at a rate that had not risen, and the last
     sample is 64 steps older or more and shows short steps: what happened between is not known, which is said.
 
+    Where the loss is a negative multiple of what is never negative, and fell to twice its size at first or more, it is
+    its sign that is blamed: what is maximised has no end but this.
+
     Args:
         finding: of `Nonfinite`.
         before: what is known of the run.
@@ -95,6 +101,8 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     step, tensor = finding.evidence["step"], finding.evidence["tensor"]
     if told is not None and told.evidence["step"] == step and HIGH in told.evidence:
         return _with_blame(finding, told.evidence[HIGH])
+    if before.negated and (fell := _fell([loss for at, loss in before.losses if at < step])):
+        return _reversed(finding, *fell)
     if not 0 < before.rate < math.inf or tensor in ("inputs", "targets") or (tensor == "weight" and finding.where):
         return finding
     rows = [row for row in before.rows if row.step < step]
@@ -135,6 +143,23 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     also = " A batch that stands out can have made it so: a replay of the step's bundle shows it." if odd else ""
     claim = f"Steps that were too long came before it, at a learning rate of {before.rate:.3g}: {'; '.join(words)}."
     return _with_blame(finding, {**shown, "lower": lower, "claim": f"{claim}{also}"})
+
+
+def _fell(losses: Sequence[float]) -> tuple[float, float] | None:
+    """Return from and to where a negative loss fell, if it is twice as large as at first, or was positive then."""
+    first, last = (losses[0], losses[-1]) if losses else (0.0, 0.0)
+    return (first, last) if last < min(2 * first, 0.0) else None
+
+
+def _reversed(finding: Finding, first: float, last: float) -> Finding:
+    """Return the same with the sign of the loss as its reason."""
+    claim = (
+        f"The loss is a negative multiple of a cross entropy or a mean square, and fell from {first:.4g} to {last:.4g} "
+        "before it. So the error is maximised, which nothing bounds but the largest number: its sign is reversed, or "
+        "that of the step, unless that is meant."
+    )
+    evidence = {**finding.evidence, SIGN: {"from": first, "to": last}, "explained_by": "sign"}
+    return replace(finding, claim=f"{finding.claim} {claim}", evidence=evidence)
 
 
 def _unseen(before: Before, sound: Sample | None, moved: Sequence[tuple[int, float]]) -> str:

@@ -50,7 +50,8 @@ def frozen_layers(view: View) -> Iterable[Finding]:
     leaves it out, is none: its zeros must be more in a row than its own habit explains. Nor is one whose weights move
     between the samples. One that no forward pass reached was not asked to learn: that it once was is information.
 
-    If no block gets any gradient, while the loss is neither at rest nor falls, that is said of them all. It is
+    If no block gets any gradient, while the loss is neither at rest nor falls, that is said of them all; if no loss was
+    seen either, as none of the backward passes was this model's, it is a warning where no block ever had one. It is
     information where parameters outside of those blocks get one, or may: a probe of what they learned, in a part of
     the model that did not run when the blocks were found.
     """
@@ -111,12 +112,15 @@ def _asked_no_more(view: View) -> Iterable[Finding]:
 
 def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
     names, loss = view.blocks.names, view.loss
-    moves = bool((view["update_ratio"][hit] > 0).any())
-    if not loss.ready or loss_falls(view) is not False or at_rest(view):
+    moves, ever = bool((view["update_ratio"][hit] > 0).any()), bool(view.silence.ever[hit].any())
+    unseen = not loss.steps  # no backward pass came by the model's weights or outputs
+    if (moves or ever) if unseen else (not loss.ready or loss_falls(view) is not False or at_rest(view)):
         return
-    never = view.nothing_learned and not moves and not bool(view.silence.ever[hit].any())
+    never = not unseen and view.nothing_learned and not moves and not ever
     others = _others_learn(view, hit)
     severity: Severity = "info" if others is not False else "error" if never else "warn"
+    what = "no loss was seen that depends on them" if unseen else f"the loss, {loss.now:.4g}, does not fall"
+    seen = "none" if unseen else {"start": loss.start, "best": loss.best, "now": loss.now}
     besides = "" if others is False else " Other parameters get one." if others else " Of others it is not known."
     yield Finding(
         rule="frozen_layers",
@@ -125,7 +129,7 @@ def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
         claim=(
             f"No gradient reaches the weights of {'any block' if others is False else f'{len(hit)} blocks'}: it was "
             f"exactly zero in all {len(hit)} the last {int(view.silence.run[hit].amin())} times they were looked at, "
-            f"and the loss, {loss.now:.4g}, does not fall.{besides}"
+            f"and {what}.{besides}"
         ),
         where={"first": names[hit[0]], "last": names[hit[-1]]},
         evidence={
@@ -133,7 +137,7 @@ def _nothing_arrives(view: View, hit: list[int]) -> Iterable[Finding]:
             "blocks": [names[i] for i in hit],
             "reference": "a gradient that is exactly zero",
             "explained_by": "theory",
-            "tests": {"weights_move": moves, "loss": {"start": loss.start, "best": loss.best, "now": loss.now}},
+            "tests": {"weights_move": moves, "loss": seen},
         },
         consequence=(
             "The run ends where it is: nothing of the loss reaches what is trained, or all of it underflows."
