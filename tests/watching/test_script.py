@@ -548,6 +548,55 @@ def test_a_new_optimizer_begins_a_new_watch() -> None:
         assert [watch.closed for watch in watches.started] == [1, 0]
 
 
+class Around(torch.optim.Optimizer):
+    """An optimizer that lets another step, as SAM and many more do."""
+
+    def __init__(self, inner: torch.optim.Optimizer, groups: Any = None) -> None:
+        super().__init__(inner.param_groups if groups is None else groups, {})
+        self.inner = inner
+
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
+
+
+class Alike:
+    """What only looks like an optimizer: torch calls no hooks of it."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+
+    def step(self) -> None:
+        self.inner.step()
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad()
+
+
+def test_an_optimizer_that_steps_within_anothers_step_is_its_part() -> None:
+    model = net()
+    inner = sgd(model)
+    outer = Around(inner)
+    with Watches(Recorder) as watches:
+        for _ in range(3):
+            train(model, outer)
+        assert inner in watches._seen, "it is looked at no more"
+    (watch,) = watches.started
+    assert (watch.optimizers, watch.closed) == ((outer,), 1)
+
+
+def test_within_what_is_no_optimizer_or_holds_less_it_is_its_own() -> None:
+    model = net()
+    inner = sgd(model)
+    with Watches(Recorder) as watches:
+        train(model, Alike(inner))
+    assert [watch.optimizers for watch in watches.started] == [(inner,)]
+    first, second = net(), net()
+    every = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.1)
+    with Watches(Recorder) as watches:
+        train(first, Around(every, [{"params": [*first.parameters()]}]))
+    assert every in watches.started[0].optimizers
+
+
 def test_an_optimizer_without_a_module_is_told_and_training_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     weight = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.1)

@@ -10,7 +10,7 @@ from typing import Any, final
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["Trained", "find_trained"]
+__all__ = ["Trained", "find_trained", "held_by"]
 
 
 @final
@@ -51,7 +51,7 @@ def find_trained(optimizer: Optimizer) -> Trained | None:
         >>> trained.model is model
         True
     """
-    wanted = _parameters(optimizer)
+    wanted = held_by(optimizer)
     modules, optimizers = _alive()
     model = _owner(wanted, _outermost(modules))
     if model is None:
@@ -59,7 +59,7 @@ def find_trained(optimizer: Optimizer) -> Trained | None:
     held = {id(parameter) for parameter in model.parameters()}
     taken, kept = set(wanted), [optimizer]
     for other in optimizers:
-        others = _parameters(other)
+        others = held_by(other)
         # One that shares parameters is a wrapper of the first, or its predecessor.
         if other is not optimizer and others and others <= held and not others & taken:
             kept.append(other)
@@ -67,7 +67,8 @@ def find_trained(optimizer: Optimizer) -> Trained | None:
     return Trained(model, tuple(kept))
 
 
-def _parameters(optimizer: Optimizer) -> set[int]:
+def held_by(optimizer: Optimizer) -> set[int]:
+    """Return the identities of the parameters that an optimizer holds."""
     try:
         return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     except Exception:  # one that is half made, or a wrapper without an inside

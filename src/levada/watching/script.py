@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +12,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self, final
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from levada.watching.owners import Trained, find_trained
+from levada.watching.owners import Trained, find_trained, held_by
 from levada.watching.telling import say
 from levada.watching.tracing import uncompiled
 
@@ -29,7 +30,8 @@ class _Watch(Protocol):
 class Watches:
     """Starts a watch on every model that is trained while this is open.
 
-    An optimizer's first step shows it, when the step is over: the model is watched from its second step on. What fails
+    An optimizer's first step shows it, when the step is over: the model is watched from its second step on. One that
+    steps within the step of another, which holds the same parameters, is that one's part (as in SAM). What fails
     here is told on standard error, once in the same words, and training goes on: also where warnings are errors. A
     process that the script forks is not watched.
 
@@ -88,16 +90,19 @@ class Watches:
             self._open.clear()
 
     @uncompiled
-    def _stepped(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if optimizer in self._seen or os.getpid() != self._process:
+    def _stepped(self, stepped: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if stepped in self._seen or os.getpid() != self._process:
             return
         with self._lock, self._failures_told("a model could not be watched"):
-            if optimizer in self._seen or self._hook is None:  # another thread was here meanwhile
+            if stepped in self._seen or self._hook is None:  # another thread was here meanwhile
                 return
-            self._seen.add(optimizer)
-            trained = find_trained(optimizer)
+            if (outer := _around(stepped)) is not None:  # whose step is over soon
+                self._seen.update({outer, stepped} if outer in self._seen else ())
+                return
+            self._seen.add(stepped)
+            trained = find_trained(stepped)
             if trained is None:
-                raise LookupError(f"no module holds the parameters of {type(optimizer).__name__}")
+                raise LookupError(f"no module holds the parameters of {type(stepped).__name__}")
             self._seen.update(trained.optimizers)
             self._begin(trained)
 
@@ -123,3 +128,16 @@ class Watches:
             if told not in self._told:
                 self._told.add(told)
                 say(told)  # no warning, whose place would be one of ours
+
+
+def _around(stepped: Optimizer) -> Optimizer | None:
+    """Return the optimizer within whose step one steps, if that holds as much and its hooks will be called."""
+    held, frame = held_by(stepped), sys._getframe()
+    while frame is not None:
+        # torch's wrapper around `step`, which calls the hooks: a class that only looks like an optimizer has none.
+        if frame.f_code.co_filename == optimizer.__file__ and frame.f_code.co_name == "wrapper":
+            other = frame.f_locals.get("self")
+            if isinstance(other, Optimizer) and other is not stepped and held <= held_by(other):
+                return other
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
