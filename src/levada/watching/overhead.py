@@ -24,8 +24,8 @@ _ANYWAY = 2  # times that they are taken whatever they cost
 _SEARCH = 32  # steps that are heard behind one that a scaler skipped
 _STAYS = 1024  # steps after it that are heard: a loss that jumped comes back, or not
 _FREE = 0.5  # seconds of own code on steps that are not sampled, before any is not heard: nobody minds half a second
-_HEARD = 2  # steps in a row that are heard between two pauses, so that each can be compared with one before it
-_SHORTEST, _LONGEST = 4, 500  # steps of a pause
+_HEARD = 2  # rounds in a row that are heard between two pauses, so that each can be compared with one before it
+_SHORTEST, _LONGEST = 4, 500  # steps of a pause, and rounds
 _CALM = 2.0  # times the least of the last steps that own code takes by itself; more is what other programs took
 _KNOWN, _MOST = 3, 3.0  # pauses, before hearing is measured by them; times of own code that it may then cost
 _MEET = 8  # steps after a sample, by when the numbers of all processes have long arrived
@@ -98,6 +98,7 @@ class Cadence:
         self._unheard: deque[float] = deque(maxlen=_REMEMBERED)  # seconds of a step in each of the last pauses
         self._calm = 0.0  # of `_idled`, what the watch takes where no other program has the processor meanwhile
         self.pauses = True  # whether there may be any: a step's end is told by optimizers that all step in it
+        self.round = 1  # steps in which each of several optimizers that take turns has one
         self.first_pause: int | None = None  # the step at which the first one began
         self._passed_by = self._heard = 0  # since then: steps that were not heard, and that were, but for samples
         self._row = self._hears = 0  # heard since the last one; the step up to which all are
@@ -172,7 +173,8 @@ class Cadence:
             return 0
         _, idle, each = self._cost()
         idle = min(idle, _CALM * min(self._idle))
-        if self._agreed or self._asked or not each > 0 or self._row < _HEARD or step < self._hears:
+        row = _HEARD * self.round
+        if self._agreed or self._asked or not each > 0 or self._row < row or step < self._hears:
             return 0
         share = _AT_LEAST * self.max_overhead
         rate = share / 2 if (owed := share * self._trained < 2 * _FREE) else share  # what was free is not paid back yet
@@ -180,8 +182,8 @@ class Cadence:
         over = self._calm * self._dearer(idle) + heard - rate * self._trained - _FREE * owed
         if not over > 0:
             return 0
-        pays = (over + (_HEARD - 1) * heard) / (rate * self._bare(idle, each))
-        steps = min(math.ceil(pays), _LONGEST, self._next - step)
+        pays = (over + (row - 1) * heard) / (rate * self._bare(idle, each))
+        steps = min(math.ceil(pays), _LONGEST * self.round, self._next - step)
         if steps < _SHORTEST:
             return 0
         self.first_pause, self._row = step if self.first_pause is None else self.first_pause, 0

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable
+from typing import Any, Protocol, final
 
 from levada.watching.clocks import StepClock
 from levada.watching.losses import Losses
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Passes
+from levada.watching.turns import Turn
 
 __all__ = ["Pauses"]
+
+
+class Counted(Protocol):
+    """Whose steps are counted."""
+
+    steps: int
 
 
 @final
@@ -20,52 +28,120 @@ class Pauses:
     any more. Of a step in a pause only its number is known. A pause ends early where passes come and no
     update does, or where a scaler skips one.
 
+    Where optimizers take turns, a step ends where a pass of the next one begins: of passes it is heard that they come,
+    and not whose they are. A pause ends with the pass behind its last step, so that the next step is heard as a whole,
+    or where other optimizers stepped in one than in any step that was heard. If a pass was heard between the steps of
+    two optimizers, and was none that ends a step, there are no more pauses: they would count it as one.
+
     Args:
+        counted: counts the steps.
         cadence: says how long one lasts.
         clock: times it.
         passes: hear nothing in it.
         losses: neither.
+        turn: who has stepped.
+        arm: called once steps are heard again.
 
     Attributes:
         on: whether one is under way.
     """
 
-    def __init__(self, cadence: Cadence, clock: StepClock, passes: Passes, losses: Losses) -> None:
+    def __init__(
+        self,
+        counted: Counted,
+        cadence: Cadence,
+        clock: StepClock,
+        passes: Passes,
+        losses: Losses,
+        turn: Turn,
+        arm: Callable[[], None],
+    ) -> None:
         self.on = False
-        self._cadence, self._clock = cadence, clock
-        self._passes, self._losses = passes, losses
+        self._counted, self._cadence, self._clock = counted, cadence, clock
+        self._passes, self._losses, self._turn, self._arm = passes, losses, turn, arm
         self._left = self._steps = 0  # of this one: steps that are to come, and that went by
 
-    def begin(self, step: int) -> None:
-        """Begin one, if it is time to.
-
-        Args:
-            step: the first that is not heard.
-        """
-        self._left, self._steps = self._cadence.pause(step), 0
+    def begin(self) -> None:
+        """Begin one, if it is time to."""
+        self._cadence.round = self._turn.round
+        self._left, self._steps = self._cadence.pause(self._counted.steps), 0
         self.on = self._left > 0
         if self.on:
             self._passes.pause()
             self._losses.pause()
 
-    def pass_by(self) -> bool:
-        """Hear that a step has ended in a pause, and return whether that was the last one of it."""
+    def step(self) -> None:
+        """End a step that was not heard; with the last one, the pause."""
+        self._turn.end()
+        self._counted.steps += 1
         self._left -= 1
         self._steps += 1
         self._passes.idle = 0
-        return self._left <= 0
+        if self._left <= 0:
+            self.end()
 
-    def end(self, step: int, *, within: bool = False) -> None:
-        """Hear everything again.
+    def part(self, optimizer: Any = None) -> None:
+        """In a pause, end a step in which not all optimizers stepped, if the next one has begun.
 
         Args:
-            step: the first that is heard.
-            within: whether passes of it have gone by.
+            optimizer: one that is about to step, if one is.
         """
-        self.on = False
+        turn = self._turn
+        if self.on and turn.begun and (self._passed or optimizer in turn):
+            usual = turn.usual
+            self.step()
+            if not usual:
+                self.end(within=True)
+
+    def stepped(self, optimizer: Any, *, skipped: bool = False) -> bool:
+        """Hear that an optimizer has stepped, and return whether the watch hears it too.
+
+        Args:
+            optimizer: one of the watch's.
+            skipped: whether a scaler did not let it.
+        """
+        if self.on:
+            self.part()  # passes of a closure are within the step
+        elif self._turn.begun and self._passed:
+            self._cadence.pauses = False
+        self._passes.idle, self._losses.own.called = 0, False
+        self._turn.add(optimizer, skipped=skipped)
+        if self.on and self._left <= 1 and not self._turn.complete:
+            self._passes.wake()
+            self._losses.own.wakes = True
+        return not self.on
+
+    def stir(self) -> None:
+        """Hear everything again where a pass begins: behind the last step of a pause, or in the midst of one."""
+        last = self._losses.own.wakes
+        self.part()
+        self.end(within=not last)
+
+    def leave(self) -> bool:
+        """End it where a loop may have ended; return whether there was one, and nothing came behind an update."""
+        paused = self.on
+        self.part()
+        self.end()
+        return paused and self._turn.begun
+
+    def end(self, *, within: bool = False) -> None:
+        """Hear everything again, if there is a pause.
+
+        Args:
+            within: whether passes of the step that is under way have gone by: its loss is not known.
+        """
+        if not self.on:
+            return
+        self.on = self._losses.own.wakes = False
         self._passes.resume()
         self._losses.resume(within=within)
         if self._steps:
-            self._passes.skips.updated(step - 1)
+            self._passes.skips.updated(self._counted.steps - 1)
             self._clock.tick(False, self._steps)
             self._cadence.take(self._clock)
+        self._arm()
+
+    @property
+    def _passed(self) -> bool:
+        """Whether a pass came since an optimizer stepped."""
+        return self._passes.idle > 0 or self._losses.own.called
