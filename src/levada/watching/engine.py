@@ -81,12 +81,11 @@ class Engine:
         self.weights = Weights(structure := Structure(model), optimizers)
         self._structure, self._taps = structure, Taps(model, structure.places, self)
         self.coefficients = Coefficients(model, self._running, self._spent.add)
-        self._statistics = Statistics()
+        self._statistics, self._turn = Statistics(), Turn(optimizers)
         self.micro_batches = batches = MicroBatches(original(model), self.restart)
         self.losses = Losses(
             model, optimizers, heard=self, parts=lambda: batches.divided, scaler=scaler, spent=self._spent.add
         )
-        self._turn = Turn(optimizers)
         self.pauses = Pauses(self, cadence, self._clock, self.passes, self.losses, self._turn, self._arm)
         self.passes.awake, self.losses.own.awake = self._stir, partial(self._stir, late=True)
         self._together = Together(model, structure, cadence, sampled)
@@ -249,8 +248,7 @@ class Engine:
     @uncompiled
     @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        self.pauses.part(optimizer)
-        if self.pauses.on and len(args) < 2 and not kwargs:  # passes of a closure may end a pause
+        if self.pauses.before(optimizer, args, kwargs):
             return None
         first = in_backward() and not self._within
         if first or (optimizer in self._turn and not in_backward()):  # the others did not step this time
@@ -278,6 +276,8 @@ class Engine:
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
+        if self.pauses.pass_by():
+            return
         if not self.pauses.stepped(optimizer):
             self.weights.count(optimizer)
         else:

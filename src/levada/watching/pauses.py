@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, final
 
 from levada.watching.clocks import StepClock
-from levada.watching.losses import Losses
+from levada.watching.losses import Losses, in_backward
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Passes
 from levada.watching.turns import Turn
@@ -57,6 +57,7 @@ class Pauses:
         arm: Callable[[], None],
     ) -> None:
         self.on = False
+        self._alone = turn.alone
         self._counted, self._cadence, self._clock = counted, cadence, clock
         self._passes, self._losses, self._turn, self._arm = passes, losses, turn, arm
         self._left = self._steps = 0  # of this one: steps that are to come, and that went by
@@ -72,13 +73,35 @@ class Pauses:
 
     def step(self) -> None:
         """End a step that was not heard; with the last one, the pause."""
-        self._turn.end()
+        if not self._alone:
+            self._turn.end()
         self._counted.steps += 1
         self._left -= 1
         self._steps += 1
         self._passes.idle = 0
         if self._left <= 0:
             self.end()
+
+    def pass_by(self) -> bool:
+        """Count the step of a watch's only optimizer, if there is a pause; return whether there is one."""
+        if not (self.on and self._alone) or in_backward():
+            return False
+        self.step()
+        return True
+
+    def before(self, optimizer: Any, args: Sequence[Any], kwargs: Collection[str]) -> bool:
+        """Hear that an optimizer is about to step; return whether nothing of it is heard.
+
+        Args:
+            optimizer: one of the watch's.
+            args: of its step, it first; passes of a closure may end a pause.
+            kwargs: likewise.
+        """
+        if not self.on:
+            return False
+        if not self._alone:
+            self.part(optimizer)
+        return self.on and len(args) < 2 and not kwargs
 
     def part(self, optimizer: Any = None) -> None:
         """In a pause, end a step in which not all optimizers stepped, if the next one has begun.

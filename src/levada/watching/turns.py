@@ -53,6 +53,11 @@ class Turn:
         )  # turns: an optimizer's last, and since the one before
 
     @property
+    def alone(self) -> bool:
+        """Whether there is one optimizer, or none."""
+        return len(self._waited) < 2
+
+    @property
     def begun(self) -> bool:
         """Whether one has stepped."""
         return bool(self._stepped)
