@@ -72,7 +72,7 @@ class Engine:
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
         self.unfit: Callable[[], bool] = lambda: False  # whether the noted targets are not finite
-        self._spent = Spent()
+        self._spent, self._statistics, self._turn = Spent(), Statistics(), Turn(optimizers)
         self._device = next(p.device for p in model.parameters())
         self._clock = StepClock(self._device)
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
@@ -81,11 +81,11 @@ class Engine:
         self.weights = Weights(structure := Structure(model), optimizers)
         self._structure, self._taps = structure, Taps(model, structure.places, self)
         self.coefficients = Coefficients(model, self._running, self._spent.add)
-        self._statistics, self._turn = Statistics(), Turn(optimizers)
         self.micro_batches = batches = MicroBatches(original(model), self.restart)
         self.losses = Losses(
             model, optimizers, heard=self, parts=lambda: batches.divided, scaler=scaler, spent=self._spent.add
         )
+        self.stepping = self._before_step, self._after_step  # the hooks of optimizers
         self.pauses = Pauses(self, cadence, self._clock, self.passes, self.losses, self._turn, self._arm)
         self.passes.awake, self.losses.own.awake = self._stir, partial(self._stir, late=True)
         self._together = Together(model, structure, cadence, sampled)
@@ -103,9 +103,9 @@ class Engine:
     def attach(self) -> None:
         """Watch from now."""
         self._together = Together(self.model, self._structure, self.cadence, self._sampled)
-        for optimizer in self._optimizers:
-            before, after = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
-            self._handles += before(self._before_step), after(self._after_step)
+        before, after = self.stepping
+        for each in self._optimizers:
+            self._handles += each.register_step_pre_hook(before), each.register_step_post_hook(after)
         self.passes.attach()
         self.losses.open()
         self._clock.tick(None)

@@ -117,9 +117,15 @@ class Passes:
         """Put the hooks on the model."""
         open_scripting(self)
         keep = self._handles.append
-        keep(self._model.register_forward_pre_hook(Hook(self._called), with_kwargs=True, prepend=True))
-        keep(self._model.register_forward_hook(Hook(self._after)))
-        keep(self._model.register_forward_hook(Hook(self._left), always_call=True))
+        called, (after, left) = self.hooks
+        keep(self._model.register_forward_pre_hook(called, with_kwargs=True, prepend=True))
+        keep(self._model.register_forward_hook(after))
+        keep(self._model.register_forward_hook(left, always_call=True))
+
+    @property
+    def hooks(self) -> tuple[Hook, tuple[Hook, Hook]]:
+        """What is called before a pass, and behind one."""
+        return Hook(self._called), (Hook(self._after), Hook(self._left))
 
     def detach(self) -> None:
         """Remove them, and let go of what was kept."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, final
 
+from levada.watching.asleep import Asleep
 from levada.watching.clocks import StepClock
 from levada.watching.losses import Losses, in_backward
 from levada.watching.overhead import Cadence
@@ -18,6 +19,8 @@ class Counted(Protocol):
     """Whose steps are counted."""
 
     steps: int
+    updates: int
+    stepping: tuple[Callable[..., Any], Callable[..., Any]]  # the hooks before and behind an optimizer's step
 
 
 @final
@@ -61,11 +64,14 @@ class Pauses:
         self._counted, self._cadence, self._clock = counted, cadence, clock
         self._passes, self._losses, self._turn, self._arm = passes, losses, turn, arm
         self._left = self._steps = 0  # of this one: steps that are to come, and that went by
+        self._called = self._updates = 0  # of it: passes, and steps of optimizers
+        self._asleep: Asleep | None = None
 
     def begin(self) -> None:
         """Begin one, if it is time to."""
         self._cadence.round = self._turn.round
-        self._left, self._steps = self._cadence.pause(self._counted.steps), 0
+        self._left = self._cadence.pause(self._counted.steps)
+        self._steps = self._called = self._updates = 0
         self.on = self._left > 0
         if self.on:
             self._passes.pause()
@@ -78,6 +84,7 @@ class Pauses:
         self._counted.steps += 1
         self._left -= 1
         self._steps += 1
+        self._called += self._passes.idle
         self._passes.idle = 0
         if self._left <= 0:
             self.end()
@@ -127,6 +134,8 @@ class Pauses:
             self.part()  # passes of a closure are within the step
         elif self._turn.begun and self._passed:
             self._cadence.pauses = False
+        self._called += self._passes.idle
+        self._updates += 1
         self._passes.idle, self._losses.own.called = 0, False
         self._turn.add(optimizer, skipped=skipped)
         if self.on and self._left <= 1 and not self._turn.complete:
@@ -155,7 +164,9 @@ class Pauses:
         """
         if not self.on:
             return
-        self.on = self._losses.own.wakes = False
+        self._losses.own.wakes = False
+        self._measure()
+        self.on = False
         self._passes.resume()
         self._losses.resume(within=within)
         if self._steps:
@@ -163,6 +174,22 @@ class Pauses:
             self._clock.tick(False, self._steps)
             self._cadence.take(self._clock)
         self._arm()
+
+    def _measure(self) -> None:
+        """Tell what hooks took in this pause."""
+        passes, own = self._passes, self._losses.own
+        if self._asleep is None:
+            self._asleep = Asleep(*passes.hooks, self._counted.stepping)
+        if self._asleep.due and not self._turn.begun:
+            kept = self._left, self._steps, self._called, self._updates
+            counted, flags = (self._counted.steps, self._counted.updates), (passes.idle, own.called)
+            passes.idle, self._left = -1, 1 << 40  # so that the pass does not end it
+            self._asleep.measure()
+            self._turn.drop()
+            self._left, self._steps, self._called, self._updates = kept
+            (self._counted.steps, self._counted.updates), (passes.idle, own.called) = counted, flags
+        steps = self._steps if self._alone else self._updates
+        self._cadence.sleep(self._asleep.seconds(passes=self._called, steps=steps))
 
     @property
     def _passed(self) -> bool:
