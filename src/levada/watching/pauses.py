@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, final
 
@@ -66,6 +67,8 @@ class Pauses:
         self._left = self._steps = 0  # of this one: steps that are to come, and that went by
         self._called = self._updates = 0  # of it: passes, and steps of optimizers
         self._asleep: Asleep | None = None
+        # The step at which a loop left a pass without a backward pass, those that were not heard, and if by an error.
+        self._stopped = -1, 0, False
 
     def begin(self) -> None:
         """Begin one, if it is time to."""
@@ -76,6 +79,7 @@ class Pauses:
         if self.on:
             self._passes.pause()
             self._losses.pause()
+            self._losses.own.called = False
 
     def step(self) -> None:
         """End a step that was not heard; with the last one, the pause."""
@@ -85,7 +89,7 @@ class Pauses:
         self._left -= 1
         self._steps += 1
         self._called += self._passes.idle
-        self._passes.idle = 0
+        self._passes.idle, self._losses.own.called = 0, False
         if self._left <= 0:
             self.end()
 
@@ -152,9 +156,30 @@ class Pauses:
     def leave(self) -> bool:
         """End it where a loop may have ended; return whether there was one, and nothing came behind an update."""
         paused = self.on
+        stopped = paused and self._passes.idle > 0 and not self._losses.own.called
         self.part()
+        if stopped:
+            self._stopped = self._counted.steps, self._steps, isinstance(sys.exc_info()[1], Exception)
         self.end()
         return paused and self._turn.begun
+
+    @property
+    def unheard(self) -> tuple[str, bool]:
+        """Say that a loop left a pass of a pause before its backward pass, and whether by an error; "" if it did not.
+
+        It holds until another step is made.
+        """
+        at, steps, failed = self._stopped
+        if at != self._counted.steps:
+            return "", False
+        last = f"the last {steps:,} steps" if steps > 1 else "the last step" if steps else ""
+        was = "were" if steps > 1 else "was"
+        told = f"{last} {was} not heard, as steps are short, nor was" if steps else "as steps are short, nobody heard"
+        return (
+            f"{told} the pass behind {'them' if steps > 1 else 'it' if steps else 'the last step'}, which no backward "
+            "pass followed: if its loss was why the loop ended, watch.leave(loss=loss) tells of it",
+            failed,
+        )
 
     def end(self, *, within: bool = False) -> None:
         """Hear everything again, if there is a pause.
