@@ -72,7 +72,7 @@ class Engine:
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
         self.unfit: Callable[[], bool] = lambda: False  # whether the noted targets are not finite
-        self._spent = Spent()
+        self._spent, self._statistics, self._turn = Spent(), Statistics(), Turn(optimizers)
         self._device = next(p.device for p in model.parameters())
         self._clock = StepClock(self._device)
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
@@ -81,16 +81,15 @@ class Engine:
         self.weights = Weights(structure := Structure(model), optimizers)
         self._structure, self._taps = structure, Taps(model, structure.places, self)
         self.coefficients = Coefficients(model, self._running, self._spent.add)
-        self._statistics = Statistics()
         self.micro_batches = batches = MicroBatches(original(model), self.restart)
         self.losses = Losses(
             model, optimizers, heard=self, parts=lambda: batches.divided, scaler=scaler, spent=self._spent.add
         )
-        self.pauses = Pauses(cadence, self._clock, self.passes, self.losses)
-        self.passes.awake = partial(self._wake, within=True)
+        self.stepping = self._before_step, self._after_step  # the hooks of optimizers
+        self.pauses = Pauses(self, cadence, self._clock, self.passes, self.losses, self._turn, self._arm)
+        self.passes.awake, self.losses.own.awake = self._stir, partial(self._stir, late=True)
         self._together = Together(model, structure, cadence, sampled)
         self._reading: Reading | None = None
-        self._turn = Turn(optimizers)
         self._heard = self._within = False  # of this step's update; of one in the backward pass that is running
         self._handles, self.logged = list[RemovableHandle](), dict[str, float]()  # numbers for the next sample
 
@@ -104,9 +103,9 @@ class Engine:
     def attach(self) -> None:
         """Watch from now."""
         self._together = Together(self.model, self._structure, self.cadence, self._sampled)
-        for optimizer in self._optimizers:
-            before, after = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
-            self._handles += before(self._before_step), after(self._after_step)
+        before, after = self.stepping
+        for each in self._optimizers:
+            self._handles += each.register_step_pre_hook(before), each.register_step_post_hook(after)
         self.passes.attach()
         self.losses.open()
         self._clock.tick(None)
@@ -203,7 +202,6 @@ class Engine:
     def _end_rested(self, *, late: bool = False) -> None:
         """End a step in which not all optimizers stepped: what follows belongs to the next one."""
         if self._turn.begun:
-            self.cadence.pauses = False  # steps end where others begin
             self._spent.apart(self.finish)
             if self._reading is not None:  # what is compiled was entered already
                 self._reading.late = late or self._taps.traced
@@ -250,10 +248,8 @@ class Engine:
     @uncompiled
     @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if self.pauses.on:
-            if optimizer not in self._turn:
-                return None
-            self._wake()  # another did not step
+        if self.pauses.before(optimizer, args, kwargs):
+            return None
         first = in_backward() and not self._within
         if first or (optimizer in self._turn and not in_backward()):  # the others did not step this time
             self._end_rested(late=True)
@@ -266,6 +262,8 @@ class Engine:
     @quietly
     def _ready(self, optimizer: Any) -> None:
         """Take what the update will change, and tell of it."""
+        if self.pauses.on:
+            return
         begun = time.perf_counter()
         if self._reading is not None:
             self.weights.before(optimizer, within=in_backward(), scaled=self.losses.scale() is not None)
@@ -278,8 +276,11 @@ class Engine:
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
-        self._turn.add(optimizer)
-        if not self.pauses.on:
+        if self.pauses.pass_by():
+            return
+        if not self.pauses.stepped(optimizer):
+            self.weights.count(optimizer)
+        else:
             begun = time.perf_counter()
             self.weights.after(optimizer)
             self.losses.stepped(optimizer)
@@ -292,16 +293,17 @@ class Engine:
     def skip(self, optimizer: Any) -> None:
         """Hear that a scaler did not let an optimizer step: its step ends all the same."""
         inner = getattr(optimizer, "optimizer", optimizer)
+        self.pauses.part(inner)
         if not self._turn.awaits(inner):
             return
-        self._wake()
+        self.pauses.end()
         self.cadence.hear(self.steps)
         if self._turn.skips + 1 >= _TOLD:
             self._ready(inner)
         begun = time.perf_counter()
         self.weights.after(inner)
         self._spent.add(time.perf_counter() - begun)
-        self._turn.add(inner, skipped=True)
+        self.pauses.stepped(inner, skipped=True)
         if self._turn.complete:
             self.finish()
 
@@ -317,7 +319,8 @@ class Engine:
         if self._heard:
             return
         paused, asked = self.pauses.on, again is not None
-        self._wake()
+        if self.pauses.leave():
+            return
         bad, loss = step_left(self.losses, self.passes, self.model, loss, self.unfit, asked=asked, paused=paused)
         if bad:
             self.left(self.steps, loss)
@@ -337,10 +340,7 @@ class Engine:
     def finish(self) -> None:
         """End a step."""
         if self.pauses.on:
-            self._turn.drop()
-            self.steps += 1
-            if self.pauses.pass_by():
-                self._wake()
+            self.pauses.step()
             return
         begun = time.perf_counter()
         reading = self._reading
@@ -370,14 +370,14 @@ class Engine:
         self.cadence.count(reading is not None, own=self._spent.take())
         self.cadence.take(self._clock)
         if self._reading is None and not (self._together.sent or self._together.several):
-            self.pauses.begin(self.steps)
+            self.pauses.begin()
 
     @quietly
-    def _wake(self, *, within: bool = False) -> None:
-        """Hear steps again, if there is a pause; within a step, its loss is not known."""
-        if self.pauses.on:
-            self.pauses.end(self.steps, within=within)
-            self._arm()
+    def _stir(self, *, late: bool = False) -> None:
+        """Hear steps again, as a pass begins: one of an earlier pass is sampled late."""
+        self.pauses.stir()
+        if self._reading is not None:
+            self._reading.late = late or self._taps.traced
 
     def _send(self, reading: Reading, *, learned: bool = True) -> None:
         self._structure.run(self._taps.order, reading.calls, reading.tanh)

@@ -315,6 +315,11 @@ class Judge:
         return self._between.unheld
 
     @property
+    def unheard(self) -> tuple[str, bool]:
+        """Why it is not known whether the last pass of the loop was finite, and whether an error ended it; or ""."""
+        return getattr(self._source, "unheard", lambda: ("", False))()
+
+    @property
     def stopped(self) -> str:
         """Which optimizer steps no more, though what it holds gets gradients; "" if none does."""
         return self._between.stopped

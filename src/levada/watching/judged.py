@@ -117,6 +117,9 @@ def _broken(judge: Judge) -> str:
 
 
 def _reasons(judge: Judge) -> Iterator[Reason]:
+    why, failed = judge.unheard
+    if why:
+        yield "numerical_overflow", why, failed, None
     if why := judge.stopped:
         yield UNOPTIMISED, why, True, None
     updates = judge.unheld

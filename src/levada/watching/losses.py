@@ -131,7 +131,7 @@ class Losses:
             within: whether backward passes of the step that is under way may have gone by: its loss is not told.
         """
         self.own.paused = False
-        self._part = within
+        self._current, self._part = [], within
         self.piles.forget()
 
     def current(self) -> Tensor | None:

@@ -24,8 +24,8 @@ _ANYWAY = 2  # times that they are taken whatever they cost
 _SEARCH = 32  # steps that are heard behind one that a scaler skipped
 _STAYS = 1024  # steps after it that are heard: a loss that jumped comes back, or not
 _FREE = 0.5  # seconds of own code on steps that are not sampled, before any is not heard: nobody minds half a second
-_HEARD = 2  # steps in a row that are heard between two pauses, so that each can be compared with one before it
-_SHORTEST, _LONGEST = 4, 500  # steps of a pause
+_HEARD = 2  # rounds in a row that are heard between two pauses, so that each can be compared with one before it
+_SHORTEST, _LONGEST = 4, 500  # steps of a pause, and rounds
 _CALM = 2.0  # times the least of the last steps that own code takes by itself; more is what other programs took
 _KNOWN, _MOST = 3, 3.0  # pauses, before hearing is measured by them; times of own code that it may then cost
 _MEET = 8  # steps after a sample, by when the numbers of all processes have long arrived
@@ -51,7 +51,7 @@ class Cadence:
     once half a second was spent on it: with each pause, of $2 u / (m t / 2)$ steps for a limit of $m$, two steps in a
     row are paid for; it is twice as long until that half second is paid back, and never above 500. What hearing costs
     is then known, of the quarters that were fastest: steps that were heard, less those of pauses. What hooks take in
-    these is not.
+    these is told with the rest, as it was estimated; nothing is throttled for it.
 
     A step that asks for samples gets seven, 1, 3, 7, ... 127 steps later: twice in a run whatever they cost, then where
     they are paid for already; the next one after them waits until all are. Several processes must sample the same
@@ -98,10 +98,12 @@ class Cadence:
         self._unheard: deque[float] = deque(maxlen=_REMEMBERED)  # seconds of a step in each of the last pauses
         self._calm = 0.0  # of `_idled`, what the watch takes where no other program has the processor meanwhile
         self.pauses = True  # whether there may be any: a step's end is told by optimizers that all step in it
+        self.round = 1  # steps in which each of several optimizers that take turns has one
         self.first_pause: int | None = None  # the step at which the first one began
         self._passed_by = self._heard = 0  # since then: steps that were not heard, and that were, but for samples
         self._row = self._hears = 0  # heard since the last one; the step up to which all are
         self._trained = self._idled = 0.0  # seconds of all steps, and of own code in those that were not sampled
+        self._slept = 0.0  # seconds of hooks that returned at once
         self._agreed = self._wishes = False
         self._meeting = -1
         self._asked: deque[int] = deque()  # steps that are sampled beside those that are due
@@ -172,7 +174,8 @@ class Cadence:
             return 0
         _, idle, each = self._cost()
         idle = min(idle, _CALM * min(self._idle))
-        if self._agreed or self._asked or not each > 0 or self._row < _HEARD or step < self._hears:
+        row = _HEARD * self.round
+        if self._agreed or self._asked or not each > 0 or self._row < row or step < self._hears:
             return 0
         share = _AT_LEAST * self.max_overhead
         rate = share / 2 if (owed := share * self._trained < 2 * _FREE) else share  # what was free is not paid back yet
@@ -180,8 +183,8 @@ class Cadence:
         over = self._calm * self._dearer(idle) + heard - rate * self._trained - _FREE * owed
         if not over > 0:
             return 0
-        pays = (over + (_HEARD - 1) * heard) / (rate * self._bare(idle, each))
-        steps = min(math.ceil(pays), _LONGEST, self._next - step)
+        pays = (over + (row - 1) * heard) / (rate * self._bare(idle, each))
+        steps = min(math.ceil(pays), _LONGEST * self.round, self._next - step)
         if steps < _SHORTEST:
             return 0
         self.first_pause, self._row = step if self.first_pause is None else self.first_pause, 0
@@ -256,6 +259,10 @@ class Cadence:
         else:
             self._whole.append(seconds)
 
+    def sleep(self, seconds: float) -> None:
+        """Hear what hooks took in a pause at least."""
+        self._slept += seconds
+
     def _cost(self) -> tuple[float, float, float]:
         """Return what a sampled step costs, what the watch does on the others, and what a step takes."""
         own = statistics.median(self._own) if self._own else 0.0
@@ -274,7 +281,7 @@ class Cadence:
     @property
     def overhead(self) -> float:
         """Share of the training time so far that went into watching; NaN until a step was timed."""
-        return math.nan if math.isnan(self._cost()[2]) else self._taken() / self._trained
+        return math.nan if math.isnan(self._cost()[2]) else (self._taken() + self._slept) / self._trained
 
     def _taken(self) -> float:
         """Return the seconds that watching took so far."""
@@ -309,17 +316,21 @@ class Cadence:
         return f", 1 step in {1 + self._passed_by / self._heard:,.0f} heard since step {self.first_pause:,}"
 
     @property
+    def asleep(self) -> str:
+        """How much of it hooks took in pauses at least: their code was warmer where it was timed; "" if not known."""
+        return f", at least {100 * self._slept / self._trained:.2g} % by hooks in pauses" if self._slept > 0 else ""
+
+    @property
     def told(self) -> str:
         """The overhead in words, as it is, and where it is more than was allowed, what brings it there."""
         if math.isnan(self.overhead):
             return "overhead not measured yet"
-        told = f"overhead {100 * self.overhead:.2g} %"
-        limit = f"{100 * self.max_overhead:.2g} %"
-        if told.endswith(f" {limit}") or not (more := self.paid_in):
-            return f"{told}{self.heard}"
-        if math.isinf(more):
-            return f"{told} (steps are too short for {limit})"
-        return f"{told} ({limit} after {float(f'{more:.2g}'):,.0f} more step{'s' if more > 1 else ''}){self.heard}"
+        told, limit = (f"{100 * share:.2g} %" for share in (self.overhead, self.max_overhead))
+        more = 0 if f"{100 * self._taken() / self._trained:.2g} %" == limit else self.paid_in
+        then = f"{100 * (self.max_overhead + self._slept / self._trained):.2g} %"
+        until = f" ({then} after {float(f'{more:.2g}'):,.0f} more step{'s' if more > 1 else ''})" if more else ""
+        until = f" (steps are too short for {limit})" if math.isinf(more) else until
+        return f"overhead {told}{until}{self.asleep}{self.heard}"
 
     def wanted(self) -> int:
         """Return the distance that keeps the overhead below the limit, as far as measured."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 __all__ = ["OwnPasses", "running"]
@@ -19,6 +19,9 @@ class OwnPasses:
     Attributes:
         retains: whether the pass that is running keeps its graph, so that another may follow.
         paused: whether none is heard of for now.
+        called: whether one began since this was set to False, heard or not.
+        wakes: whether the next one ends a pause.
+        awake: is called then.
 
     Example:
         >>> own = OwnPasses()
@@ -31,7 +34,8 @@ class OwnPasses:
     """
 
     def __init__(self) -> None:
-        self.retains = self.paused = False
+        self.retains = self.paused = self.called = self.wakes = False
+        self.awake: Callable[[], None] = lambda: None
         self._open = False
         self._depth = 0
         self._last = self._update = 0  # idents of threads; no thread has 0
@@ -61,10 +65,13 @@ class OwnPasses:
 
     def called_here(self) -> bool:
         """Return whether a pass that this thread calls is one of them."""
-        if self.paused:
-            return False
         here = threading.get_ident()
-        return here == self._update or here in self._forward
+        if here != self._update and here not in self._forward:
+            return False
+        self.called = True
+        if self.wakes:
+            self.awake()
+        return not self.paused
 
     @property
     def counted(self) -> bool:

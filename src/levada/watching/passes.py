@@ -97,7 +97,7 @@ class Passes:
         self._begin, self._end, self._spent, self._fail = begin, end, spent, fail
         self._handles: list[RemovableHandle] = []
         self.awake: Callable[[], None] = lambda: None  # called where a pause lasts too many passes
-        self.idle = 0  # passes in a pause since the last update
+        self.idle = 0  # passes since an optimizer stepped
         self.paused, self._patience = False, _PATIENCE
         self._step = self._next = self._number = 0
         self._keeps = self._continues = False
@@ -117,9 +117,15 @@ class Passes:
         """Put the hooks on the model."""
         open_scripting(self)
         keep = self._handles.append
-        keep(self._model.register_forward_pre_hook(Hook(self._called), with_kwargs=True, prepend=True))
-        keep(self._model.register_forward_hook(Hook(self._after)))
-        keep(self._model.register_forward_hook(Hook(self._left), always_call=True))
+        called, (after, left) = self.hooks
+        keep(self._model.register_forward_pre_hook(called, with_kwargs=True, prepend=True))
+        keep(self._model.register_forward_hook(after))
+        keep(self._model.register_forward_hook(left, always_call=True))
+
+    @property
+    def hooks(self) -> tuple[Hook, tuple[Hook, Hook]]:
+        """What is called before a pass, and behind one."""
+        return Hook(self._called), (Hook(self._after), Hook(self._left))
 
     def detach(self) -> None:
         """Remove them, and let go of what was kept."""
@@ -143,6 +149,10 @@ class Passes:
     def resume(self) -> None:
         """Hear of passes again."""
         self.paused = False
+
+    def wake(self) -> None:
+        """Let the next pass with gradients end the pause."""
+        self._patience = self.idle
 
     def last(self) -> Pass | None:
         """Return the last pass with gradients; None before the first that began after this was called once."""
@@ -240,6 +250,7 @@ class Passes:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self._model:
             return
+        self.idle += torch.is_grad_enabled()
         under = self._under
         if under.depth and _calls_of(module) < 2:  # Ctrl-C in forward calls no hook: that pass is over
             ended = under.learning

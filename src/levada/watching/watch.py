@@ -70,14 +70,9 @@ class Watch(Uncopied):
         for listener in [one for one in self._listeners if getattr(one, "watch", self) is None]:
             cast(Any, listener).watch = self  # they ask for the names of sites, and for findings
         self._attached, self._entered, self._first, self._deaf = False, False, first, ""  # why the rules hear no more
+        before, sampled = self._before_update, self._sampled
         self._engine = Engine(
-            model,
-            optimizers,
-            cadence=cadence,
-            scaler=scaler,
-            before_update=self._before_update,
-            sampled=self._sampled,
-            first=first,
+            model, optimizers, cadence=cadence, scaler=scaler, before_update=before, sampled=sampled, first=first
         )
         self.coefficients, self.weights = self._engine.coefficients, self._engine.weights
         self._engine.passes.skips.tell = self._skipped
@@ -85,6 +80,7 @@ class Watch(Uncopied):
         self._engine.broke = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
+        self.unheard: Callable[[], tuple[str, bool]] = lambda: self._engine.pauses.unheard
         self._attach()
 
     @property

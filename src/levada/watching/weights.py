@@ -136,9 +136,13 @@ class Weights:
         kept.before(scale)
         self._open[key] = kept
 
+    def count(self, optimizer: Any) -> None:
+        """Count a step of an optimizer."""
+        self._ever[id(optimizer)] += 1
+
     def after(self, optimizer: Any) -> None:
         """Read what its step has changed, if it is read apart; of one that a scaler skipped, nothing has."""
-        self._ever[id(optimizer)] += 1
+        self.count(optimizer)
         self._stepped.add(id(optimizer))
         norms = self._open.pop(id(optimizer), None)
         if norms is not None:
