@@ -57,6 +57,8 @@ def given():
         "streams_read_backward": (out, weights, weights, mix, state, state, *own, *features, *FORM),
         "streams_read_gated": (state, *gated, 1e-6),
         "streams_read_gated_backward": (out, weights, state, state, *gated, *of_gated, 1e-6),
+        "streams_read_handed": (state, weights, *own, *FORM),
+        "streams_read_handed_backward": (out, weights, weights, mix, state, state, weights, *own, *features, *FORM),
         "streams_read_hyper": (state, *hyper, 1e-6),
         "streams_read_hyper_backward": (out, weights, mix, weights, state, state, *hyper, *of_hyper, 1e-6),
         "streams_read_static": (state, tensor(N)),

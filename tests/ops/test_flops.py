@@ -35,6 +35,11 @@ def read(state, projection, scale, bias):
     return [torch.einsum("tj,tjc->tc", reads, state)]
 
 
+def read_handed(state, handed, projection, scale, bias):
+    both = state.flatten(1) @ projection.t()
+    return [torch.einsum("tj,tjc->tc", handed, state), both]
+
+
 def write_and_read(state, out, weights, mix, *parameters):
     return read(*write(state, out, weights, mix), *parameters)
 
@@ -77,6 +82,11 @@ CASES = {
         read,
         lambda *x: torch.ops.levada.streams_read(*x, *FORM)[:4],
         [STREAMS, (ROWS, N * DIM), (3,), (ROWS,)],
+    ),
+    "read by weights that were handed on": (
+        read_handed,
+        lambda *x: torch.ops.levada.streams_read_handed(*x, *FORM)[:4],
+        [STREAMS, (TOKENS, N), (ROWS, N * DIM), (3,), (ROWS,)],
     ),
     "read through gates": (
         read_gated,
