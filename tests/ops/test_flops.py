@@ -98,6 +98,11 @@ CASES = {
         lambda *x: torch.ops.levada.streams_read_hyper(*x, None, 1e-6)[:1],
         [STREAMS, (N,), (N, N), (N,), (N + 2, DIM), (1,), (1,), (DIM,)],
     ),
+    "read and score": (
+        read,
+        lambda *x: torch.ops.levada.streams_read_sparse(*x, 1e-6)[:3],
+        [STREAMS, (N + 2, N * DIM), (1,), (N,)],
+    ),
     "read by weights of all tokens": (
         lambda state, read: [torch.einsum("j,tjc->tc", read, state)],
         lambda *x: [torch.ops.levada.streams_read_static(*x)],

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import register_flop_formula
 import levada.ops.gated
 import levada.ops.hyper.static
 import levada.ops.manifold.ahead
-import levada.ops.manifold.handed  # noqa: F401  (which registers operations)
+import levada.ops.manifold.handed
+import levada.ops.sparse  # noqa: F401  (which registers operations)
 
 __all__ = ["of_attention", "of_gates", "of_handed", "of_hyper", "of_reading", "of_static", "of_sums", "of_writing"]
 __all__ += ["of_writing_and_reading"]
@@ -97,6 +98,7 @@ _register("streams_read", of_reading, 5)
 _register("streams_read_handed", of_handed, 5)
 _register("streams_read_gated", of_gates, 3)
 _register("streams_read_hyper", of_hyper, 5)
+_register("streams_read_sparse", of_reading, 4)
 _register("streams_read_static", of_static, 2)
 _register("streams_write_read", of_writing_and_reading, 5, left_out=4)  # the new streams
 _register("depth_attend", of_attention, 1)
