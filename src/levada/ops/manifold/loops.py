@@ -46,7 +46,7 @@ def read(
     for start in range(0, tokens, TOKENS):
         end = min(start + TOKENS, tokens)
         for t in range(start, end):
-            total = state[t, 0, 0] * 0
+            total = state.dtype.type(0)  # a number times a literal would be a double, too
             for j in range(n):
                 for c in range(width):
                     total += state[t, j, c] * state[t, j, c]
@@ -78,26 +78,6 @@ def read(
 
 
 @compiled
-def _dot(x, y, start):
-    for c in range(len(x)):
-        start += x[c] * y[c]
-    return start
-
-
-@compiled
-def _add(by_x, state, reads, shrink, by_state):
-    """Add what comes to a stream by the way of what was read, and of the norm."""
-    for c in range(len(by_x)):
-        by_state[c] += reads * by_x[c] - shrink * state[c]
-
-
-@compiled
-def _add_to(by_new, by_x, state, reads, shrink, by_state):
-    for c in range(len(by_x)):
-        by_state[c] = by_new[c] + reads * by_x[c] - shrink * state[c]
-
-
-@compiled
 def read_backward(
     by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found, given, by_given,
     scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
@@ -111,7 +91,7 @@ def read_backward(
     """
     tokens, n, width = state.shape
     one = state.dtype.type(1)  # a literal would make loops of doubles
-    share = one / state.dtype.type(n * width)
+    zero, share = state.dtype.type(0), one / state.dtype.type(n * width)  # `one * 0` would be a double
     by_scale, by_bias = np.zeros(len(scale)), np.zeros(len(bias))  # float64: thousands of tokens cancel
     softmax, kernel = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits, gradient = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
@@ -134,20 +114,21 @@ def read_backward(
         for t in range(start, min(start + TOKENS, tokens)):
             for i in range(n):
                 sigma = one / (one + exp(-(found[t, i] * scale[0] + bias[i])))
+                g = zero if handed else by_reads[t, i]
+                for c in range(width):
+                    g += by_x[t, c] * state[t, i, c]
                 if handed:
-                    reads[i] = given[t, i]
-                    by_given[t, i] = _dot(by_x[t], state[t, i], one * 0)
-                    by_logits[i] = by_reads[t, i] * sigma * (one - sigma)
+                    reads[i], by_given[t, i], g = given[t, i], g, by_reads[t, i]
                 else:
                     reads[i] = sigma + epsilons[1]
-                    by_logits[i] = _dot(by_x[t], state[t, i], by_reads[t, i]) * sigma * (one - sigma)
+                by_logits[i] = g * sigma * (one - sigma)
                 sigma = one / (one + exp(-(found[t, n + i] * scale[1] + bias[n + i])))
                 by_logits[n + i] = (one + one) * by_writes[t, i] * sigma * (one - sigma)
                 if mixes:
                     for j in range(n):
                         k = n * (2 + j) + i if transposed else n * (2 + i) + j
                         by_logits[k] = gradient[i, j, t - start]
-            along = one * 0  # of the projected features, by which the norm goes back
+            along = zero  # of the projected features, by which the norm goes back
             for k in range(len(bias)):
                 kind = min(k // n, 2)
                 product = by_logits[k] * found[t, k]
@@ -157,11 +138,13 @@ def read_backward(
                 by_found[t, k] = by_logits[k] * scale[kind] * inverse[t]
             shrink = along * inverse[t] * inverse[t] * share
             for j in range(n):
+                r = reads[j]
                 if adds:
-                    _add_to(by_new[t, j], by_x[t], state[t, j], reads[j], shrink, by_state[t, j])
+                    for c in range(width):
+                        by_state[t, j, c] = by_new[t, j, c] + r * by_x[t, c] - shrink * state[t, j, c]
                 else:
-                    by_state[t, j] = 0
-                    _add(by_x[t], state[t, j], reads[j], shrink, by_state[t, j])
+                    for c in range(width):
+                        by_state[t, j, c] = r * by_x[t, c] - shrink * state[t, j, c]
     return by_scale, by_bias
 
 
