@@ -8,9 +8,9 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import levada
-from levada.connections import hyper
+from levada.connections import hyper, single_pass
 from levada.connections import streams as module
-from levada.connections.streams import MultiStream
+from levada.connections.streams import MultiStream, SteppedStreams
 from levada.ops._define import plain_operations
 
 CASES = {
@@ -20,6 +20,9 @@ CASES = {
     "images": (levada.ManifoldHyperConnection, {"axis": 1}),
     "HC": (levada.HyperConnection, {}),
     "static HC": (levada.HyperConnection, {"dynamic": False}),
+    "single pass": (levada.SinglePassManifoldHyperConnection, {}),
+    "released single pass": (levada.SinglePassManifoldHyperConnection, {"form": "deepseek_v41"}),
+    "single pass of images": (levada.SinglePassManifoldHyperConnection, {"axis": 1}),
     "HC of images": (levada.HyperConnection, {"axis": 1, "norm": "rms"}),
 }
 
@@ -54,6 +57,7 @@ def joined(monkeypatch):
         (module, "write_and_read"),
         (hyper, "write_and_read_hyper"),
         (hyper, "write_and_read_static"),
+        (single_pass, "write_and_read_handed"),
     ):
         real = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *given, real=real: found.append(1) or real(*given))
@@ -66,7 +70,7 @@ def apart(monkeypatch):
 
     def run(stack, x):
         with monkeypatch.context() as patch:
-            patch.setattr(MultiStream, "defers_to", lambda self, after: False)
+            patch.setattr(SteppedStreams, "defers_to", lambda self, after: False)
             return results(stack, x)
 
     return run
@@ -213,7 +217,7 @@ def test_the_backward_pass_keeps_no_more(joined, monkeypatch):
 
     together = kept()
     assert joined
-    monkeypatch.setattr(MultiStream, "defers_to", lambda self, after: False)
+    monkeypatch.setattr(SteppedStreams, "defers_to", lambda self, after: False)
     assert together <= kept()
 
 

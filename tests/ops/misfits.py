@@ -41,6 +41,9 @@ def given():
     features = torch.ops.levada.streams_read(state, *own, *FORM)[4:]
     of_gated = torch.ops.levada.streams_read_gated(state, *gated, 1e-6)[2:]
     of_hyper = torch.ops.levada.streams_read_hyper(state, *hyper, 1e-6)[4:]
+    scored = tensor(RANK + N, N * DIM), tensor(1), tensor(N)
+    _, _, scores, *kept = torch.ops.levada.streams_read_sparse(state, *scored, 1e-6)
+    of_scored = scores, state, state, *scored, *kept
     steps, initial, many = tensor(TOKENS, 2, DIM), tensor(2, DIM), tensor(TOKENS, 2, 4)
     return {
         "depth_attend": (tensor(2, DIM), sources, 1e-6, 1.0, True),
@@ -57,8 +60,12 @@ def given():
         "streams_read_backward": (out, weights, weights, mix, state, state, *own, *features, *FORM),
         "streams_read_gated": (state, *gated, 1e-6),
         "streams_read_gated_backward": (out, weights, state, state, *gated, *of_gated, 1e-6),
+        "streams_read_handed": (state, weights, *own, *FORM),
+        "streams_read_handed_backward": (out, weights, weights, mix, state, state, weights, *own, *features, *FORM),
         "streams_read_hyper": (state, *hyper, 1e-6),
         "streams_read_hyper_backward": (out, weights, mix, weights, state, state, *hyper, *of_hyper, 1e-6),
+        "streams_read_sparse": (state, *scored, 1e-6),
+        "streams_read_sparse_backward": (out, weights, *of_scored, 1e-6),
         "streams_read_static": (state, tensor(N)),
         "streams_read_static_backward": (out, state, state, tensor(N)),
         "streams_write": (state, out, weights, mix),

@@ -24,7 +24,8 @@ def test_no_operation_takes_what_does_not_fit():
     assert count > 1700
     # What is left are sizes that no other argument knows: of queries, of matrices, of tokens.
     assert count - refused < 35
-    assert int(re.findall(r"\d+", harmless)[0]) < 100
+    refused, count = map(int, re.findall(r"\d+", harmless))
+    assert refused < 0.15 * count  # gradients of another type than what was returned
 
 
 def test_what_is_said():

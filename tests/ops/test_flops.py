@@ -35,6 +35,11 @@ def read(state, projection, scale, bias):
     return [torch.einsum("tj,tjc->tc", reads, state)]
 
 
+def read_handed(state, handed, projection, scale, bias):
+    both = state.flatten(1) @ projection.t()
+    return [torch.einsum("tj,tjc->tc", handed, state), both]
+
+
 def write_and_read(state, out, weights, mix, *parameters):
     return read(*write(state, out, weights, mix), *parameters)
 
@@ -78,6 +83,11 @@ CASES = {
         lambda *x: torch.ops.levada.streams_read(*x, *FORM)[:4],
         [STREAMS, (ROWS, N * DIM), (3,), (ROWS,)],
     ),
+    "read by weights that were handed on": (
+        read_handed,
+        lambda *x: torch.ops.levada.streams_read_handed(*x, *FORM)[:4],
+        [STREAMS, (TOKENS, N), (ROWS, N * DIM), (3,), (ROWS,)],
+    ),
     "read through gates": (
         read_gated,
         lambda *x: torch.ops.levada.streams_read_gated(*x, 1e-6)[:2],
@@ -87,6 +97,11 @@ CASES = {
         read_hyper,
         lambda *x: torch.ops.levada.streams_read_hyper(*x, None, 1e-6)[:1],
         [STREAMS, (N,), (N, N), (N,), (N + 2, DIM), (1,), (1,), (DIM,)],
+    ),
+    "read and score": (
+        read,
+        lambda *x: torch.ops.levada.streams_read_sparse(*x, 1e-6)[:3],
+        [STREAMS, (N + 2, N * DIM), (1,), (N,)],
     ),
     "read by weights of all tokens": (
         lambda state, read: [torch.einsum("j,tjc->tc", read, state)],

@@ -197,14 +197,14 @@ def test_kernels_are_called_without_the_dispatcher_and_take_their_loops(monkeypa
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given: found.append((module, name)) or real(*given))
 
-    for module, names in ((cpu, ("read", "read_backward")), (loops, ("combine", "read_backward"))):
+    for module, names in ((cpu, ("read", "read_backward")), (loops, ("read_at", "read_backward_at"))):
         for name in names:
             counted(module, name)
     refused = lambda *given: pytest.fail("the dispatcher was asked")  # noqa: E731
     monkeypatch.setattr(READ, "operation", refused)
     monkeypatch.setattr(READ, "gradient", refused)
     run(fused, arguments(3, 4, 5))
-    assert found == [(cpu, "read"), (loops, "combine"), (cpu, "read_backward"), (loops, "read_backward")]
+    assert found == [(cpu, "read"), (loops, "read_at"), (cpu, "read_backward"), (loops, "read_backward_at")]
 
 
 def test_a_stack_compiles_whole():

@@ -6,9 +6,11 @@ import os
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
+numba = pytest.importorskip("numba")
 _numba = pytest.importorskip("levada.ops._numba", exc_type=ImportError)
 
 
@@ -56,3 +58,23 @@ def test_a_child_has_threads_of_its_own():
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_hyperbolic_tangent_is_that_of_c(dtype):
+    tanh = _numba.tanh
+
+    @numba.njit
+    def of_each(x):
+        y = np.empty_like(x)
+        for i in range(len(x)):
+            y[i] = tanh(x[i])
+        return y
+
+    sizes = np.geomspace(1e-42, 200, 200_001)
+    x = np.concatenate([sizes, -sizes, [0.0, -0.0, np.inf, -np.inf, np.nan], np.linspace(-1, 1, 99_999)]).astype(dtype)
+    got, expected = of_each(x), np.tanh(x.astype(np.float64))
+    assert np.isnan(got[np.isnan(x)]).all()
+    real = ~np.isnan(x)
+    bound = np.maximum(2 * np.finfo(dtype).eps * np.abs(expected[real]), np.finfo(dtype).smallest_subnormal)
+    assert (np.abs(got[real] - expected[real]) <= bound).all()

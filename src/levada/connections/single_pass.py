@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError, require_at_least
 from levada.connections.manifold import ManifoldStreams, Published
-from levada.connections.streams import coefficient_dtype
+from levada.connections.streams import Coefficients, SteppedStreams, Unwritten, coefficient_dtype
+from levada.ops import write_streams
+from levada.ops.manifold import Form
+from levada.ops.manifold.handed import read_handed, write_and_read_handed
 
 __all__ = ["HandedStreams", "SinglePassManifoldHyperConnection"]
 
@@ -19,7 +22,7 @@ _FORMS = {"paper": Published(), "deepseek_v41": Published(epsilon=1e-6, released
 
 
 @final
-class SinglePassManifoldHyperConnection(ManifoldStreams):
+class SinglePassManifoldHyperConnection(ManifoldStreams, SteppedStreams):
     """Manifold-constrained hyper-connections that read with weights which the layer before has made.
 
     `x'_i = sum_j mix_ij x_j + write_i f(sum_j r_j x_j);  r' = read`, where mix, write and read follow the streams x as
@@ -27,14 +30,15 @@ class SinglePassManifoldHyperConnection(ManifoldStreams):
 
     As what is read of the new streams is known before they are, one pass over memory can mix and write, read for the
     next layer and project the next coefficients: `2 n + 2` elements a token and channel in place of `3 n + 2`. (This
-    is the mathematics; the kernel of one pass is not here yet.) The first layer reads stream 0, and the weights that
-    the last layer makes put the streams together at the end: no head is learned.
+    is the mathematics; what is here moves as much as `ManifoldHyperConnection` does, by the same kernels.) The first
+    layer reads stream 0, and the weights that the last layer makes put the streams together at the end: no head is
+    learned.
 
     It starts as the residual connection, exactly, for any branch, as `ManifoldHyperConnection` does: the weights that
     a layer makes for the next one favour stream `(layer + 1) % n`.
 
-    Use it to load or train a model as DeepSeek-V4.1 is, or where a kernel of one pass is at hand. As its layers read by
-    what was known one layer earlier, it is another function than `ManifoldHyperConnection`, not a faster one.
+    Use it to load or train a model as DeepSeek-V4.1 is. As its layers read by what was known one layer earlier, it is
+    another function than `ManifoldHyperConnection`, not a faster one.
 
     A NaN in one stream of a token makes all streams of that token NaN after one layer.
 
@@ -122,6 +126,36 @@ class SinglePassManifoldHyperConnection(ManifoldStreams):
         streams, _ = self._require_handed(state)
         coefficients = self.coefficients(streams)
         return self.update(coefficients, streams, out), coefficients.read
+
+    def one_pass(self) -> Form:
+        """Return the operation's form."""
+        return Form(True, self.iterations, self.epsilon, self.epsilon, 0.0, self.norm_epsilon, self.released)
+
+    def open(self, state: HandedStreams | Unwritten) -> tuple[Tensor, Coefficients, Tensor]:
+        """Return what the branch reads, the coefficients, and the streams to write to."""
+        form = self._read_at_once()
+        if form is None:
+            if isinstance(state, Unwritten):
+                handed, mix, write = state.coefficients
+                state = write_streams(state.streams, state.out, write, mix), handed
+            return self.read(state), self.coefficients(state[0]), state[0]
+        own = self.projection, self.scale, self.bias
+        if isinstance(state, Unwritten):
+            handed, mix, write = state.coefficients
+            found = write_and_read_handed(state.streams, state.out, write, mix, handed, own, form)
+        else:
+            streams, handed = state
+            found = read_handed(streams, handed.to(coefficient_dtype(streams)), *own, form)
+        x, read, write, mix, streams = found
+        return self.to_axis(x), Coefficients(read, mix, write), streams
+
+    def require_state(self, state: Any) -> HandedStreams | Unwritten:
+        """Return the pair, or streams that nobody has written to yet."""
+        return state if isinstance(state, Unwritten) else self._require_handed(state)
+
+    def left(self, streams: Tensor, coefficients: Coefficients) -> HandedStreams:
+        """Return the streams, and the weights by which the next layer reads them."""
+        return streams, coefficients.read
 
     def end(self, state: HandedStreams) -> Tensor:
         """Return the sum of the streams, weighted as the last layer said."""

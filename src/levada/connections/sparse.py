@@ -12,14 +12,31 @@ from torch import Tensor, nn
 from levada._errors import UsageError, require_at_least, require_number
 from levada.connection import ParameterRule
 from levada.connections.manifold import project_features
-from levada.connections.streams import MultiStream, coefficient_dtype
-from levada.ops import sinkhorn
+from levada.connections.streams import MultiStream, Unwritten
+from levada.ops import sinkhorn, write_streams
+from levada.ops._define import is_observed
 from levada.ops._precision import full_precision
+from levada.ops.manifold import Form, read_streams
+from levada.ops.sparse import read_and_score, replace_rows
+from levada.ops.sparse.reference import logits
 
 __all__ = ["SparseCoefficients", "SparseHyperConnection"]
 
 _OFF_DIAGONAL = -6.0
 _NORM_EPSILON = 1e-6
+_FORM = Form(norm_epsilon=_NORM_EPSILON)
+
+
+def _places(index: Tensor, n: int) -> Tensor:
+    """Return where chosen streams are among those of all tokens, one below the other."""
+    tokens = index.shape[:-1].numel()
+    return (index.reshape(tokens, -1) + n * torch.arange(tokens, device=index.device).unsqueeze(-1)).flatten()
+
+
+def _rows(state: Tensor, index: Tensor) -> Tensor:
+    """Return chosen streams of each token: whole rows, which takes less than to gather elements."""
+    found = state.flatten(0, -2).index_select(0, _places(index, state.shape[-2]))
+    return found.view(*index.shape, state.shape[-1])
 
 
 @final
@@ -166,36 +183,42 @@ class SparseHyperConnection(MultiStream):
     def coefficients(self, state: Tensor) -> SparseCoefficients:  # type: ignore[override]
         """Return the weights that each token's streams give, in float32 (float64 for a float64 state)."""
         n, k = self.streams, self.active
-        scores, read = self._full_logits(state)
+        found, _ = logits(state, self.projection, _NORM_EPSILON)
+        scores, read = torch.sigmoid(found[..., : n - self.fixed]), found[..., n - self.fixed :]
         index = self._index(scores)
-        active = state.gather(-2, index.unsqueeze(-1).expand(*index.shape, self.dim))
-        logits = project_features(active, self.active_projection, _NORM_EPSILON)
-        scale = self.scale.to(logits.dtype).unbind()
-        biases = torch.split(self.bias.to(logits.dtype), [n, k, k * k])
-        write, mix = torch.split(logits, [k, k * k], -1)
-        # What is always written has the weight 1.
-        weight = torch.cat([scores.new_ones(*scores.shape[:-1], self.fixed), scores], -1)
+        active = _rows(state, index)
+        of_active = project_features(active, self.active_projection, _NORM_EPSILON)
+        scale = self.scale.to(of_active.dtype).unbind()
+        biases = torch.split(self.bias.to(of_active.dtype), [n, k, k * k])
+        write, mix = torch.split(of_active, [k, k * k], -1)
         return SparseCoefficients(
             torch.sigmoid(read * scale[0] + biases[0]),
             index,
             active,
             sinkhorn(torch.unflatten(mix * scale[2] + biases[2], -1, (k, k))),
-            weight.gather(-1, index) * 2 * torch.sigmoid(write * scale[1] + biases[1]),
+            self._weights(scores, index) * 2 * torch.sigmoid(write * scale[1] + biases[1]),
         )
 
-    def _full_logits(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scores of the streams that are not fixed, and the logits of what is read; one product for both."""
-        with full_precision(state):
-            features = state.flatten(-2).to(coefficient_dtype(state))
-            projection = self.projection.to(features.dtype)
-            variance, mean = torch.var_mean(features, -1, correction=0, keepdim=True)
-            route, read = torch.split(
-                nn.functional.linear(features, projection), [self.streams - self.fixed, self.streams], -1
-            )
-            # The mean, which layernorm takes off, comes off after the product.
-            route = route - mean * projection[: self.streams - self.fixed].sum(-1)
-            scores = torch.sigmoid(route * torch.rsqrt(variance + _NORM_EPSILON))
-            return scores, read * torch.rsqrt(variance + mean.square() + _NORM_EPSILON)
+    def open(self, state: Tensor | Unwritten) -> tuple[Tensor, Any, Tensor]:
+        """Return what the branch reads, the coefficients, and the streams to write to."""
+        assert isinstance(state, Tensor)  # as no layer of these defers
+        if is_observed() or "coefficients" in vars(self):
+            return super().open(state)
+        n, k = self.streams, self.active
+        scale, bias = torch.split(self.scale, [1, 2]), torch.split(self.bias, [n, k + k * k])
+        x, read, scores, state = read_and_score(state, self.projection, scale[0], bias[0], _NORM_EPSILON)
+        index = self._index(scores)
+        # The operation projects weights that read, too, which here nobody asks for: k rows of zeros.
+        projection = nn.functional.pad(self.active_projection, (0, 0, k, 0))
+        own = projection, nn.functional.pad(scale[1], (1, 0)), nn.functional.pad(bias[1], (k, 0)), _FORM
+        _, _, write, mix, active = read_streams(_rows(state, index), *own)
+        assert mix is not None
+        coefficients = SparseCoefficients(read, index, active, mix, self._weights(scores, index) * write)
+        return self.to_axis(x), coefficients, state
+
+    def _weights(self, scores: Tensor, index: Tensor) -> Tensor:
+        """Return what the output's weights in the active streams are multiplied by: 1 for what is always written."""
+        return torch.cat([scores.new_ones(*scores.shape[:-1], self.fixed), scores], -1).gather(-1, index)
 
     def _index(self, scores: Tensor) -> Tensor:
         """Return the active streams of each token, ascending."""
@@ -206,11 +229,9 @@ class SparseHyperConnection(MultiStream):
     def update(self, coefficients: Any, state: Tensor, out: Tensor) -> Tensor:
         """Return the state with its active streams mixed and written."""
         c: SparseCoefficients = coefficients
-        out = self.from_axis(out).unsqueeze(-2)
-        with full_precision(state):
-            mixed = c.active_mix @ c.active.to(c.active_mix.dtype)
-        new = (mixed + c.active_write.unsqueeze(-1) * out).to(state.dtype)
-        return state.scatter(-2, c.index.unsqueeze(-1).expand(new.shape), new)
+        new = write_streams(c.active, self.from_axis(out), c.active_write, c.active_mix).to(state.dtype)
+        places = _places(c.index, self.streams)
+        return replace_rows(state.flatten(0, -2), places, new.reshape(-1, self.width)).view(state.shape)
 
     def end(self, state: Tensor) -> Tensor:
         """Return the sum of the streams, or their mean."""

@@ -15,7 +15,7 @@ from levada.ops._define import is_observed
 from levada.ops.manifold import Form, read_streams
 from levada.ops.manifold.ahead import write_and_read
 
-__all__ = ["Coefficients", "MultiStream", "Streams", "Unwritten", "coefficient_dtype"]
+__all__ = ["Coefficients", "MultiStream", "SteppedStreams", "Streams", "Unwritten", "coefficient_dtype"]
 
 
 _FAVOURED = 0.7
@@ -193,7 +193,76 @@ class Unwritten(NamedTuple):
     coefficients: Coefficients
 
 
-class MultiStream(Streams):
+class SteppedStreams(Streams):
+    """Streams whose coefficients a layer's step makes once, by one operation that reads and may write before."""
+
+    def one_pass(self) -> Form | None:
+        """Return how one operation makes the coefficients and reads, of `projection`, `scale` and `bias`; None if none.
+
+        It must agree with `coefficients`.
+        """
+        return None
+
+    @abstractmethod
+    def open(self, state: Any) -> tuple[Tensor, Coefficients, Tensor]:
+        """Return what the branch reads, the coefficients, and the streams to write to."""
+
+    @abstractmethod
+    def require_state(self, state: Any) -> Any:
+        """Return the state, if it is one that `begin` makes or `Unwritten`."""
+
+    @abstractmethod
+    def left(self, streams: Tensor, coefficients: Coefficients) -> Any:
+        """Return the state that a layer leaves."""
+
+    def advance(self, state: Any, branch: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Take one layer's step, with the coefficients made once."""
+        coefficients, streams, out, extra = self._stepped(state, branch, *args, **kwargs)
+        written = self.left(self.update(coefficients, streams, out), coefficients)
+        return written if extra is None else Outputs(written, extra)
+
+    def reads_at_once(self) -> bool:
+        """Return whether one operation makes the coefficients and reads, and may write before."""
+        return self._read_at_once() is not None
+
+    def defers_to(self, after: Connection) -> bool:
+        """Return whether both read in one operation, which then writes too."""
+        if not isinstance(after, SteppedStreams) or type(after) is not type(self):
+            return False
+        # What a subclass, or sharding, puts around a step of its own must be gone through.
+        own = type(self).advance is SteppedStreams.advance and not any("advance" in vars(c) for c in (self, after))
+        alike = (self.streams, self.width) == (after.streams, after.width)
+        return own and alike and self.reads_at_once() and after.reads_at_once()
+
+    def defer(self, state: Any, branch: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Take one layer's step but for the writing, unless that would be refused: an error names this layer."""
+        coefficients, streams, out, extra = self._stepped(state, branch, *args, **kwargs)
+        found: Any
+        if out.is_floating_point() and out.device == streams.device:
+            found = Unwritten(*self._of_one_type(streams, out), coefficients)
+        else:
+            found = self.left(self.update(coefficients, streams, out), coefficients)
+        return found if extra is None else Outputs(found, extra)
+
+    def _stepped(
+        self, state: Any, branch: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[Coefficients, Tensor, Tensor, tuple[Any, ...] | None]:
+        """Return the coefficients, the streams, what the branch returned to be written, and what it returned beside."""
+        x, coefficients, streams = self.open(self.require_state(state))
+        out: Any = branch(x, *args, **kwargs)
+        extra: tuple[Any, ...] | None = None
+        if isinstance(out, tuple):
+            out, extra = self.first_of(out), out[1:]
+        if out.shape != x.shape:
+            self.require_fit(x, out)
+        return coefficients, streams, out, extra
+
+    def _read_at_once(self) -> Form | None:
+        """Return the form of the operation that reads; None where somebody looks at what it makes."""
+        return None if is_observed() or "coefficients" in vars(self) else self.one_pass()
+
+
+class MultiStream(SteppedStreams):
     """A connection whose state is the streams themselves, `(..., n, dim)`."""
 
     def begin(self, x: Tensor) -> Tensor:
@@ -220,12 +289,13 @@ class MultiStream(Streams):
         """Return the identity: nothing is learned after the last layer."""
         return nn.Identity()
 
-    def one_pass(self) -> Form | None:
-        """Return how one operation makes the coefficients and reads, of `projection`, `scale` and `bias`; None if none.
+    def require_state(self, state: Any) -> Tensor | Unwritten:
+        """Return the streams, or those that nobody has written to yet."""
+        return state if isinstance(state, Unwritten) else self.require_streams(state)
 
-        It must agree with `coefficients`.
-        """
-        return None
+    def left(self, streams: Tensor, coefficients: Coefficients) -> Tensor:
+        """Return the streams."""
+        return streams
 
     def open(self, state: Tensor | Unwritten) -> tuple[Tensor, Coefficients, Tensor]:
         """Return what the branch reads, the coefficients, and the streams to write to."""
@@ -242,51 +312,3 @@ class MultiStream(Streams):
         else:
             x, read, write, mix, streams = read_streams(state, *own)
         return self.to_axis(x), Coefficients(read, mix, write), streams
-
-    def advance(self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Outputs:
-        """Take one layer's step, with the coefficients made once."""
-        coefficients, streams, out, extra = self._stepped(state, branch, *args, **kwargs)
-        written = self.update(coefficients, streams, out)
-        return written if extra is None else Outputs(written, extra)
-
-    def reads_at_once(self) -> bool:
-        """Return whether one operation makes the coefficients and reads, and may write before."""
-        return self._read_at_once() is not None
-
-    def defers_to(self, after: Connection) -> bool:
-        """Return whether both read in one operation, which then writes too."""
-        if not isinstance(after, MultiStream) or type(after) is not type(self):
-            return False
-        # What a subclass, or sharding, puts around a step of its own must be gone through.
-        own = type(self).advance is MultiStream.advance and not any("advance" in vars(c) for c in (self, after))
-        alike = (self.streams, self.width) == (after.streams, after.width)
-        return own and alike and self.reads_at_once() and after.reads_at_once()
-
-    def defer(
-        self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any
-    ) -> Tensor | Unwritten | Outputs:
-        """Take one layer's step but for the writing, unless that would be refused: an error names this layer."""
-        coefficients, streams, out, extra = self._stepped(state, branch, *args, **kwargs)
-        found: Tensor | Unwritten
-        if out.is_floating_point() and out.device == streams.device:
-            found = Unwritten(*self._of_one_type(streams, out), coefficients)
-        else:
-            found = self.update(coefficients, streams, out)
-        return found if extra is None else Outputs(found, extra)
-
-    def _stepped(
-        self, state: Tensor | Unwritten, branch: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[Coefficients, Tensor, Tensor, tuple[Any, ...] | None]:
-        """Return the coefficients, the streams, what the branch returned to be written, and what it returned beside."""
-        x, coefficients, streams = self.open(state if isinstance(state, Unwritten) else self.require_streams(state))
-        out: Any = branch(x, *args, **kwargs)
-        extra: tuple[Any, ...] | None = None
-        if isinstance(out, tuple):
-            out, extra = self.first_of(out), out[1:]
-        if out.shape != x.shape:
-            self.require_fit(x, out)
-        return coefficients, streams, out, extra
-
-    def _read_at_once(self) -> Form | None:
-        """Return the form of the operation that reads; None where somebody looks at what it makes."""
-        return None if is_observed() or "coefficients" in vars(self) else self.one_pass()

@@ -17,7 +17,7 @@ from numba import carray, types  # type: ignore[import-untyped, import-not-found
 from numba.extending import intrinsic, overload  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-__all__ = ["array_at", "compiled", "exp", "over_addresses", "over_tokens"]
+__all__ = ["array_at", "compiled", "exp", "over_addresses", "over_tokens", "tanh"]
 
 _WORTH_A_THREAD: Final = 2**15  # elements: a thread takes some microseconds to begin
 
@@ -168,3 +168,30 @@ def _exp(x):  # type: ignore[no-untyped-def]
     if x == numba.types.float32:
         return lambda x: _exp_single(x)
     return lambda x: math.exp(x)
+
+
+@_exactly
+def _tanh_single(x):  # type: ignore[no-untyped-def]
+    """Return tanh of a float32 in the same way; of small numbers by a polynomial, as they would cancel in the other."""
+    single = np.float32
+    size, z = abs(x), x * x
+    large = single(1) - single(2) / (_exp_single(size + size) + single(1))
+    total = single(-5.70498872745e-3)
+    total = total * z + single(2.06390887954e-2)
+    total = total * z + single(-5.37397155531e-2)
+    total = total * z + single(1.33314422036e-1)
+    total = total * z + single(-3.33332819422e-1)
+    small = total * z * x + x
+    return small if size < single(0.625) else (-large if x < single(0) else large)
+
+
+def tanh(x: Any) -> Any:
+    """Return the hyperbolic tangent of a number, in compiled functions."""
+    raise NotImplementedError
+
+
+@overload(tanh, inline="always")
+def _tanh(x):  # type: ignore[no-untyped-def]
+    if x == numba.types.float32:
+        return lambda x: _tanh_single(x)
+    return lambda x: math.tanh(x)

@@ -58,7 +58,7 @@ class Reading:
         schema: what they take and give.
         reference: has `read_and_keep`, and `read_backward` with derivatives, which makes again what it is not given.
         cpu: has `read` and `read_backward`.
-        triton: name of a module that has both, too.
+        triton: name of a module that has both, too; None where there is none, and a GPU gets the reference.
         sizes: `Sizes`, of the same arguments.
         vmap: the operation's rule, if it has a better one than to call it for each entry.
         fits: whether whoever calls it has looked at all shapes.
@@ -71,7 +71,7 @@ class Reading:
         *,
         reference: ModuleType,
         cpu: ModuleType,
-        triton: str,
+        triton: str | None,
         sizes: Callable[..., Sizes],
         vmap: Kernel | None = None,
         fits: bool = False,
@@ -88,13 +88,14 @@ class Reading:
         written = f"({_listed(*given, options)}) -> ({_listed(*['Tensor'] * len([*results, *kept]))})"
         signature = Signature(written, lambda *arguments: sizes(*arguments).given)
         self.require = requirement(name, signature)
+        on_gpu = functools.partial(triton_or_reference, triton or "")
         registered = define(
             name,
             signature,
             reference=as_given(reference.read_and_keep),
             kernels={
                 "CPU": as_given(cpu.read),
-                "CUDA": as_given(triton_or_reference(triton, "read", reference.read_and_keep)),
+                **({} if triton is None else {"CUDA": as_given(on_gpu("read", reference.read_and_keep))}),
             },
             fake=as_given(self.fake),
             vmap=vmap or self._one_by_one,
@@ -112,7 +113,7 @@ class Reading:
             reference=reference.read_backward,
             kernels={
                 "CPU": cpu.read_backward,
-                "CUDA": triton_or_reference(triton, "read_backward", reference.read_backward),
+                **({} if triton is None else {"CUDA": on_gpu("read_backward", reference.read_backward)}),
             },
             fake=self._gradient_fake,
             vmap=lambda info, dims, *arguments: one_by_one(self.gradient, info, dims, *arguments),

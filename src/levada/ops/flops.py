@@ -15,9 +15,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 import levada.ops.gated
 import levada.ops.hyper.static
-import levada.ops.manifold.ahead  # noqa: F401  (which registers operations)
+import levada.ops.manifold.ahead
+import levada.ops.manifold.handed
+import levada.ops.sparse  # noqa: F401  (which registers operations)
 
-__all__ = ["of_attention", "of_gates", "of_hyper", "of_reading", "of_static", "of_sums", "of_writing"]
+__all__ = ["of_attention", "of_gates", "of_handed", "of_hyper", "of_reading", "of_static", "of_sums", "of_writing"]
 __all__ += ["of_writing_and_reading"]
 
 _Shape = Sequence[int]
@@ -31,6 +33,11 @@ def of_writing(state: _Shape, out: _Shape, weights: _Shape, mix: _Shape | None, 
 def of_reading(state: _Shape, projection: _Shape, *_: Any, **__: Any) -> int:
     """Count the projection of all streams, and their sum for the branch."""
     return 2 * math.prod(state) * (projection[0] + 1)
+
+
+def of_handed(state: _Shape, handed: _Shape, *others: Any, **__: Any) -> int:
+    """Count the same, where the weights of that sum were handed on."""
+    return of_reading(state, *others)
 
 
 def of_writing_and_reading(
@@ -88,8 +95,10 @@ def _register(name: str, formula: Callable[..., int], before: int, left_out: int
 
 _register("streams_write", of_writing, 1)
 _register("streams_read", of_reading, 5)
+_register("streams_read_handed", of_handed, 5)
 _register("streams_read_gated", of_gates, 3)
 _register("streams_read_hyper", of_hyper, 5)
+_register("streams_read_sparse", of_reading, 4)
 _register("streams_read_static", of_static, 2)
 _register("streams_write_read", of_writing_and_reading, 5, left_out=4)  # the new streams
 _register("depth_attend", of_attention, 1)

@@ -21,7 +21,7 @@ def normalise(state, inverse, features, gain, epsilon, known):
     for t in range(tokens):
         for j in range(n):
             if not known:
-                total = state[t, j, 0] * 0
+                total = state.dtype.type(0)  # a number times a literal would be a double
                 for c in range(width):
                     total += state[t, j, c] * state[t, j, c]
                 inverse[t, j] = 1 / math.sqrt(total / width + epsilon)
@@ -74,7 +74,7 @@ def by_streams(by_new, state, inverse, by_state, gain, adds):
     for t in range(tokens):
         for j in range(n):
             factor = inverse[t, j]
-            total = factor * 0
+            total = state.dtype.type(0)
             for c in range(width):
                 along = by_state[t, j, c] * state[t, j, c]
                 total += along * gain[j, c]

@@ -24,8 +24,8 @@ def read_hyper(state: Tensor, own: Parameters, epsilon: float = 1e-5) -> tuple[T
     The last result is `state` itself: a gradient that comes by it is added in the same pass as the others. The
     normalised streams are not kept for the backward pass, which makes them again.
 
-    The device chooses the kernel: loops that Numba compiles between products of PyTorch's on a CPU, where `levada[cpu]`
-    is installed, for float32 and float64; Triton's on a GPU, for all others than float64; else the reference.
+    The device chooses the kernel: loops that Numba compiles on a CPU, where `levada[cpu]` is installed, for float32 and
+    float64; Triton's on a GPU, for all others than float64; else the reference.
 
     Args:
         state: the streams, `(..., n, dim)`.

@@ -1,16 +1,16 @@
-"""Reading the streams of hyper-connections on a CPU: products and tanh of PyTorch's, and loops that Numba compiles."""
+"""Reading the streams of hyper-connections on a CPU: by loops that Numba compiles; else the reference."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from levada.ops._cpu import added, blocks_of, loops_for, rows_of
+from levada.ops._cpu import added, loops_for, number_of
 from levada.ops._define import empty_like
-from levada.ops._precision import full_precision
 from levada.ops.hyper import reference
 from levada.ops.hyper.reference import Parameters
 
@@ -29,19 +29,10 @@ def read(state: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor
     tokens, n, width = state.shape
     state = state.contiguous()
     shapes = [(width,), (n,), (n, n), (n,), (n, n + 2), (n, 2)]
-    x, reads, mix, writes, features, norms = (state.new_empty(tokens, *shape) for shape in shapes)
-    arrays = _arrays(own)
-    weights, offset = map(torch.from_numpy, loops.stack(*arrays[1:]))
-    options = offset.numpy(), arrays[0].dtype.type(epsilon), own.shift is not None
-    said = state.new_empty(rows_of(state), n, n + 2)
-    with full_precision(state):
-        for part in blocks_of(state):
-            some, found = part(state), part(features)
-            spoken = said[: len(some)]
-            torch.mm(some.view(-1, width), weights.t(), out=found.view(-1, n + 2))
-            loops.over_tokens(loops.normalise, [some, found, spoken, part(norms)], *options)
-            made = map(part, (reads, mix, writes, x))
-            loops.over_tokens(loops.combine, [some, spoken.tanh_(), *made], arrays[0])
+    found = x, reads, mix, writes, features, norms = tuple(state.new_empty(tokens, *shape) for shape in shapes)
+    one, centred = number_of(state.dtype), own.shift is not None
+    tensors = [state, *found, *map(Tensor.contiguous, _without_none(own))]
+    loops.over_addresses(loops.read_at, tensors, n, width, one, type(one)(epsilon), centred)
     return x, reads, mix, writes, features, norms
 
 
@@ -52,42 +43,27 @@ def read_backward(*arguments: Any) -> tuple[Tensor, ...]:
     loops = loops_for(_LOOPS, state, *own)
     if loops is None:
         return reference.read_backward(*arguments)
-    tokens, n, width = state.shape
+    _, n, width = state.shape
     state = state.contiguous()
-    adds = by_new is not None
-    by_state, by_found = empty_like(state), torch.empty_like(features)
-    by_reads = state.new_zeros(tokens, n) if by_reads is None else by_reads
-    arrived = [y.contiguous() for y in (by_x, by_reads, by_mix, by_writes, by_new if adds else state)]
-    arrays = _arrays(own)
-    weights, offset = map(torch.from_numpy, loops.stack(*arrays[1:]))
-    said = (features + offset).tanh_()
-    by_weights = torch.zeros_like(weights)
-    options = arrays[0], adds
-    sums = []
-    with full_precision(state):
-        for part in blocks_of(state):
-            tensors = [*map(part, (*arrived, state, said, features, norms, by_state, by_found))]
-            sums += loops.over_tokens(loops.read_backward, tensors, *options)
-            found = tensors[-1].view(-1, n + 2)
-            by_weights.addmm_(found.t(), part(state).view(-1, width))
-            tensors[-2].view(-1, width).addmm_(found, weights)
-    total = added(sums, torch.float64)
+    by_state = empty_like(state)
+    by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
+    arrived = by_x, by_reads, by_mix, by_writes, state if by_new is None else by_new, features, norms
+    read, _, _, *others = map(Tensor.contiguous, _without_none(own))  # no gradient needs what mixes and writes
+    one, centred = number_of(state.dtype), own.shift is not None
+    tensors = [state, *map(Tensor.contiguous, arrived), by_state, read, *others]
+    found = loops.over_addresses(loops.read_backward_at, tensors, n, width, one, centred, by_new is not None)
+    total, by_weights = (functools.reduce(lambda x, y: x + y, parts) for parts in zip(*found, strict=True))
     by_projection, by_gain = empty_like(own.projection), empty_like(own.gain)
     by_shift = state.new_empty(0) if own.shift is None else empty_like(own.shift)
-    loops.by_rows(by_weights.numpy(), total, *arrays[1:], *(x.numpy() for x in (by_projection, by_gain, by_shift)))
+    projection, _, _, gain, shift = others
+    written = tuple(map(Tensor.data_ptr, (projection, gain, shift, by_projection, by_gain, by_shift)))
+    loops.by_rows_at(written, by_weights, total, n + 2, width, one, centred)
     ends = itertools.accumulate((n, n * n, n, 1, 1))
     parts = (total[end - size : end] for end, size in zip(ends, (n, n * n, n, 1, 1), strict=True))
     by_read, by_mix, by_write, *by_scales = (torch.from_numpy(added([part], state.dtype)) for part in parts)
     return by_state, by_read, by_mix.view(n, n), by_write, by_projection, *by_scales, by_gain, by_shift
 
 
-def _arrays(own: Parameters) -> list[Any]:
-    """Return the weights of all tokens and the scales behind each other, projection, gain and shift, in one copy."""
-    # Memory that NumPy shares is no more resizable, as sharding wants that of parameters to be.
-    static = own.read, own.mix, own.write, own.mix_scale, own.write_scale
-    others = own.projection, own.gain, *(() if own.shift is None else (own.shift,))
-    flat = torch.cat([x.detach().reshape(-1) for x in (*static, *others)]).numpy()
-    rows, width = own.projection.shape
-    first, last = rows * (rows - 2) + 2, rows * (rows - 2) + 2 + rows * width
-    projection = flat[first:last].reshape(rows, width)
-    return [flat[:first], projection, flat[last : last + width], flat[last + width :]]
+def _without_none(own: Parameters) -> list[Tensor]:
+    """Return the parameters; where there is no shift another in its place, which nobody reads."""
+    return [own.gain if x is None else x for x in own]

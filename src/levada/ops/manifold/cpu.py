@@ -18,7 +18,7 @@ from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.reference import steps_at_once
 
-__all__ = ["loops_for", "options_of", "read", "read_backward"]
+__all__ = ["loops_for", "options_of", "read", "read_backward", "read_by", "read_by_backward"]
 
 
 def loops_for(state: Tensor, form: Form, *others: Tensor | None) -> ModuleType | None:
@@ -46,6 +46,23 @@ def read(
     loops = loops_for(state, form, projection, scale, bias)
     if loops is None:
         return reference.read_and_keep(state, projection, scale, bias, *options)
+    return read_by(loops, None, state, projection, scale, bias, form)
+
+
+def read_by(
+    loops: ModuleType, handed: Tensor | None, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, form: Form
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the same, of what `loops_for` took.
+
+    Args:
+        loops: what it returned.
+        handed: the weights by which the branch reads, where these are not the ones that are made.
+        state: as for `read`, as all others.
+        projection: likewise.
+        scale: likewise.
+        bias: likewise.
+        form: likewise.
+    """
     tokens, n, width = state.shape
     state = state.contiguous()
     with full_precision(state):
@@ -56,7 +73,8 @@ def read(
     inverse = state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)
-    tensors = [state, found, inverse, x, reads, writes, mix, scale.contiguous(), bias.contiguous()]
+    given = reads if handed is None else handed.contiguous()
+    tensors = [state, found, inverse, x, reads, writes, mix, given, scale.contiguous(), bias.contiguous()]
     loops.over_addresses(loops.read_at, tensors, n, width, *options_of(state.dtype, form))
     return x, reads, writes, mix, found, inverse
 
@@ -68,23 +86,39 @@ def read_backward(
     """Return the gradients by state, projection, scale and bias; see the reference."""
     form = Form(*options)
     by = by_x, by_reads, by_writes, by_mix, by_new
-    loops = loops_for(state, form, projection, scale, bias, *by, features, inverse)
+    kept = projection, scale, bias, features, inverse
+    loops = loops_for(state, form, *kept, *by)
     if loops is None:
-        return reference.read_backward(*by, state, projection, scale, bias, features, inverse, *options)
+        return reference.read_backward(*by, state, *kept, *options)
+    by_state, _, *by_parameters = read_by_backward(loops, None, *by, state, *kept, form)
+    by_projection, by_scale, by_bias = by_parameters
+    return by_state, by_projection, by_scale, by_bias
+
+
+def read_by_backward(
+    loops: ModuleType, handed: Tensor | None,
+    by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor, by_new: Tensor | None,
+    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, features: Tensor, inverse: Tensor, form: Form,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients by state, handed weights, projection, scale and bias, of what `loops_for` took."""
     state = state.contiguous()
     by_state, by_found = empty_like(state), empty_like(features)
-    if by_reads is None:
-        by_reads = torch.zeros_like(by_writes)
+    by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
     given = state, by_x, by_reads, by_writes, by_mix, state if by_new is None else by_new, features, inverse
-    tensors = [*map(Tensor.contiguous, given), by_state, by_found, scale.contiguous(), bias.contiguous()]
-    chosen = *state.shape[1:], *options_of(state.dtype, form), by_new is not None
-    sums = loops.over_addresses(loops.read_backward_at, tensors, *chosen)
+    tensors = [*map(Tensor.contiguous, given), by_state, by_found]
+    by_handed = None if handed is None else empty_like(handed)
+    # Without, they are neither read nor written.
+    own = (tensors[2], tensors[2]) if handed is None or by_handed is None else (handed.contiguous(), by_handed)
+    chosen = *state.shape[1:], *options_of(state.dtype, form), by_new is not None, handed is not None
+    sums = loops.over_addresses(
+        loops.read_backward_at, [*tensors, *own, scale.contiguous(), bias.contiguous()], *chosen
+    )
     streams = state.view(len(state), -1)
     with full_precision(state):
         by_state.view(streams.shape).addmm_(by_found, projection)
         by_projection = product(by_found.t(), streams)
     by_scale, by_bias = (torch.from_numpy(added(one, state.dtype)) for one in zip(*sums, strict=True))
-    return by_state, by_projection, by_scale, by_bias
+    return by_state, by_handed, by_projection, by_scale, by_bias
 
 
 @functools.cache

@@ -31,8 +31,13 @@ def _fill(found, start, scale, bias, transposed, logits):
 
 
 @compiled
-def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, iterations, epsilons, transposed):
-    """Write what the branch reads and the weights; `found` holds projected features and is divided in place."""
+def read(
+    state, found, inverse, x, reads, writes, mix, given, scale, bias, mixes, iterations, epsilons, transposed
+):  # fmt: skip
+    """Write what the branch reads and the weights; `found` holds projected features and is divided in place.
+
+    The branch reads by the weights that are given: those which are written here, or others.
+    """
     tokens, n, width = state.shape
     one = state.dtype.type(1)  # a literal would make loops of doubles
     block = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
@@ -41,7 +46,7 @@ def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, itera
     for start in range(0, tokens, TOKENS):
         end = min(start + TOKENS, tokens)
         for t in range(start, end):
-            total = state[t, 0, 0] * 0
+            total = state.dtype.type(0)  # a number times a literal would be a double, too
             for j in range(n):
                 for c in range(width):
                     total += state[t, j, c] * state[t, j, c]
@@ -53,13 +58,13 @@ def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, itera
                 sigma = one / (one + exp(-(found[t, n + i] * scale[1] + bias[n + i])))
                 writes[t, i] = (one + one) * sigma + epsilons[2]
             if n == 4:
-                r0, r1, r2, r3 = reads[t, 0], reads[t, 1], reads[t, 2], reads[t, 3]
+                r0, r1, r2, r3 = given[t, 0], given[t, 1], given[t, 2], given[t, 3]
                 for c in range(width):
                     x[t, c] = r0 * state[t, 0, c] + r1 * state[t, 1, c] + r2 * state[t, 2, c] + r3 * state[t, 3, c]
             else:
                 x[t] = 0
                 for j in range(n):
-                    r = reads[t, j]
+                    r = given[t, j]
                     for c in range(width):
                         x[t, c] += r * state[t, j, c]
         if mixes:
@@ -73,38 +78,20 @@ def read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, itera
 
 
 @compiled
-def _dot(x, y, start):
-    for c in range(len(x)):
-        start += x[c] * y[c]
-    return start
-
-
-@compiled
-def _add(by_x, state, reads, shrink, by_state):
-    """Add what comes to a stream by the way of what was read, and of the norm."""
-    for c in range(len(by_x)):
-        by_state[c] += reads * by_x[c] - shrink * state[c]
-
-
-@compiled
-def _add_to(by_new, by_x, state, reads, shrink, by_state):
-    for c in range(len(by_x)):
-        by_state[c] = by_new[c] + reads * by_x[c] - shrink * state[c]
-
-
-@compiled
 def read_backward(
-    by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found,
-    scale, bias, mixes, iterations, epsilons, transposed, adds,
+    by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found, given, by_given,
+    scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
 ):  # fmt: skip
     """Write gradients by what was projected, and by the state but for the way through the projection.
+
+    Where the weights that the branch read by were handed on, and not made here, theirs is written, too.
 
     Returns:
         The gradients by scale and bias, in float64.
     """
     tokens, n, width = state.shape
     one = state.dtype.type(1)  # a literal would make loops of doubles
-    share = one / state.dtype.type(n * width)
+    zero, share = state.dtype.type(0), one / state.dtype.type(n * width)  # `one * 0` would be a double
     by_scale, by_bias = np.zeros(len(scale)), np.zeros(len(bias))  # float64: thousands of tokens cancel
     softmax, kernel = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits, gradient = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
@@ -127,15 +114,21 @@ def read_backward(
         for t in range(start, min(start + TOKENS, tokens)):
             for i in range(n):
                 sigma = one / (one + exp(-(found[t, i] * scale[0] + bias[i])))
-                reads[i] = sigma + epsilons[1]
-                by_logits[i] = _dot(by_x[t], state[t, i], by_reads[t, i]) * sigma * (one - sigma)
+                g = zero if handed else by_reads[t, i]
+                for c in range(width):
+                    g += by_x[t, c] * state[t, i, c]
+                if handed:
+                    reads[i], by_given[t, i], g = given[t, i], g, by_reads[t, i]
+                else:
+                    reads[i] = sigma + epsilons[1]
+                by_logits[i] = g * sigma * (one - sigma)
                 sigma = one / (one + exp(-(found[t, n + i] * scale[1] + bias[n + i])))
                 by_logits[n + i] = (one + one) * by_writes[t, i] * sigma * (one - sigma)
                 if mixes:
                     for j in range(n):
                         k = n * (2 + j) + i if transposed else n * (2 + i) + j
                         by_logits[k] = gradient[i, j, t - start]
-            along = one * 0  # of the projected features, by which the norm goes back
+            along = zero  # of the projected features, by which the norm goes back
             for k in range(len(bias)):
                 kind = min(k // n, 2)
                 product = by_logits[k] * found[t, k]
@@ -145,11 +138,13 @@ def read_backward(
                 by_found[t, k] = by_logits[k] * scale[kind] * inverse[t]
             shrink = along * inverse[t] * inverse[t] * share
             for j in range(n):
+                r = reads[j]
                 if adds:
-                    _add_to(by_new[t, j], by_x[t], state[t, j], reads[j], shrink, by_state[t, j])
+                    for c in range(width):
+                        by_state[t, j, c] = by_new[t, j, c] + r * by_x[t, c] - shrink * state[t, j, c]
                 else:
-                    by_state[t, j] = 0
-                    _add(by_x[t], state[t, j], reads[j], shrink, by_state[t, j])
+                    for c in range(width):
+                        by_state[t, j, c] = r * by_x[t, c] - shrink * state[t, j, c]
     return by_scale, by_bias
 
 
@@ -164,12 +159,13 @@ def read_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, t
     reads = array_at(addresses[4], first, (tokens, n), one)
     writes = array_at(addresses[5], first, (tokens, n), one)
     mix = array_at(addresses[6], first, (tokens, n if mixes else 0, n), one)
-    scale, bias = array_at(addresses[7], 0, (kinds,), one), array_at(addresses[8], 0, (rows,), one)
-    read(state, found, inverse, x, reads, writes, mix, scale, bias, mixes, iterations, epsilons, transposed)
+    given = array_at(addresses[7], first, (tokens, n), one)
+    scale, bias = array_at(addresses[8], 0, (kinds,), one), array_at(addresses[9], 0, (rows,), one)
+    read(state, found, inverse, x, reads, writes, mix, given, scale, bias, mixes, iterations, epsilons, transposed)
 
 
 @compiled
-def read_backward_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed, adds):
+def read_backward_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed, adds, handed):
     """Do what `read_backward` does, with the addresses of its arrays."""
     tokens, kinds, rows = end - first, 3 if mixes else 2, n * (2 + n) if mixes else 2 * n
     state = array_at(addresses[0], first, (tokens, n, width), one)
@@ -182,8 +178,9 @@ def read_backward_at(addresses, first, end, n, width, one, mixes, iterations, ep
     inverse = array_at(addresses[7], first, (tokens,), one)
     by_state = array_at(addresses[8], first, (tokens, n, width), one)
     by_found = array_at(addresses[9], first, (tokens, rows), one)
-    scale, bias = array_at(addresses[10], 0, (kinds,), one), array_at(addresses[11], 0, (rows,), one)
+    given, by_given = array_at(addresses[10], first, (tokens, n), one), array_at(addresses[11], first, (tokens, n), one)
+    scale, bias = array_at(addresses[12], 0, (kinds,), one), array_at(addresses[13], 0, (rows,), one)
     return read_backward(
-        by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found,
-        scale, bias, mixes, iterations, epsilons, transposed, adds,
+        by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found, given, by_given,
+        scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
     )  # fmt: skip

@@ -27,7 +27,8 @@ from levada.ops.manifold.gates.triton import gates, gates_backward, options_of
 from levada.ops.manifold.products.triton import by_state_of, project
 from levada.ops.manifold.reference import Form
 
-__all__ = ["BY_READS", "LIMIT", "READ", "of_reads", "read", "read_backward", "read_projected", "sum_streams", "takes"]
+__all__ = ["BY_READS", "LIMIT", "READ", "block_of", "of_reads", "read", "read_backward", "read_projected"]
+__all__ += ["read_projected_backward", "sum_streams", "takes"]
 
 # What a sweep may set: sizes of blocks, and warps.
 READ: Final = {"elements": 2048, "block": 1024, "num_warps": 4}
@@ -90,7 +91,7 @@ def read(
 
 
 def read_projected(
-    state: Tensor, sums: Tensor, scale: Tensor, bias: Tensor, form: Form
+    state: Tensor, sums: Tensor, scale: Tensor, bias: Tensor, form: Form, handed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the same of streams that were projected already.
 
@@ -100,6 +101,7 @@ def read_projected(
         scale: as it was given.
         bias: likewise.
         form: likewise.
+        handed: the weights by which the branch reads, in float32, where these are not the ones that are made.
     """
     tokens, n, width = state.shape
     count = sums.shape[2] - 1
@@ -114,7 +116,7 @@ def read_projected(
             sums, as_float32(scale), as_float32(bias), reads, writes, mix, features, inverse, tokens,
             n * width, parts=len(sums), **chosen,
         )  # fmt: skip
-        x = sum_streams(state, reads)
+        x = sum_streams(state, reads if handed is None else handed)
     return x, reads, writes, mix, features, inverse
 
 
@@ -124,16 +126,31 @@ def read_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients by state, projection, scale and bias."""
     form = Form(*options)
+    given = by_x, by_reads, by_writes, by_mix, by_new, state, projection, scale, bias, features, inverse
     if not takes(state, form) or not state.numel():
-        given = by_x, by_reads, by_writes, by_mix, by_new, state, projection, scale, bias, features, inverse
         return reference.read_backward(*given, *options)
+    by_state, _, *by_parameters = read_projected_backward(*given, form)
+    by_projection, by_scale, by_bias = by_parameters
+    return by_state, by_projection, by_scale, by_bias
+
+
+def read_projected_backward(
+    by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor, by_new: Tensor | None,
+    state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, features: Tensor, inverse: Tensor, form: Form,
+    handed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients by state, the weights that the branch read by, projection, scale and bias.
+
+    The second is whole where weights were handed on, in float32; with these `by_reads` is given.
+    """
     tokens, n, width = state.shape
     count = len(projection)
     state, by_x = state.contiguous(), by_x.contiguous()
     split = state.dtype == torch.bfloat16  # float16 has not the range that gradients need
     full = functools.partial(torch.empty, dtype=torch.float32, device=state.device)
     with on(state.device):
-        by_reads, factors = of_reads(by_x, state, by_reads), full(tokens, n + 1)
+        by_weights, factors = of_reads(by_x, state, by_reads if handed is None else None), full(tokens, n + 1)
+        by_made = by_weights if handed is None or by_reads is None else by_reads.contiguous()
         chosen = options_of(n, count, form)
         programs = triton.cdiv(tokens, chosen["together"])
         by_logits = torch.empty(
@@ -141,12 +158,15 @@ def read_backward(
         )
         by_scale, by_bias = full(programs, len(scale)), full(programs, count)
         gates_backward[(programs,)](
-            by_reads, by_writes.contiguous(), by_mix.contiguous(), features, inverse,
+            by_made, by_writes.contiguous(), by_mix.contiguous(), features, inverse,
             as_float32(scale), as_float32(bias), by_logits, factors, by_scale, by_bias,
             tokens, n * width, split=split, **chosen,
         )  # fmt: skip
-        by_state, by_weights = by_state_of(by_x, by_new, state, by_logits, factors, as_float32(projection))
-    return by_state, by_weights.to(projection.dtype), by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
+        if handed is not None:
+            factors[:, :n] = handed
+        by_state, by_rows = by_state_of(by_x, by_new, state, by_logits, factors, as_float32(projection))
+    by_scale, by_bias = by_scale.sum(0).to(scale.dtype), by_bias.sum(0).to(bias.dtype)
+    return by_state, by_weights, by_rows.to(projection.dtype), by_scale, by_bias
 
 
 def sum_streams(state: Tensor, reads: Tensor) -> Tensor:

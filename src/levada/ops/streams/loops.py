@@ -36,10 +36,11 @@ def write(state, out, weights, mix, new, mixes):
 def write_backward(cotangent, state, out, weights, mix, by_state, by_out, by_weights, by_mix, mixes):
     """Write the gradients."""
     tokens, n, width = state.shape
+    zero = weights.dtype.type(0)  # a number times a literal would be a double, and so would be all sums
     for t in range(tokens):
         by_out[t] = 0
         for i in range(n):
-            w, total = weights[t, i], weights[t, i] * 0
+            w, total = weights[t, i], zero
             for c in range(width):
                 g = cotangent[t, i, c]
                 total += g * out[t, c]
@@ -50,7 +51,7 @@ def write_backward(cotangent, state, out, weights, mix, by_state, by_out, by_wei
         for j in range(n):
             if n == 4:
                 m0, m1, m2, m3 = mix[t, 0, j], mix[t, 1, j], mix[t, 2, j], mix[t, 3, j]
-                s0 = s1 = s2 = s3 = m0 * 0
+                s0 = s1 = s2 = s3 = zero
                 for c in range(width):
                     x = state[t, j, c]
                     g0, g1, g2, g3 = cotangent[t, 0, c], cotangent[t, 1, c], cotangent[t, 2, c], cotangent[t, 3, c]
@@ -63,7 +64,7 @@ def write_backward(cotangent, state, out, weights, mix, by_state, by_out, by_wei
             else:
                 by_state[t, j] = 0
                 for i in range(n):
-                    m, total = mix[t, i, j], mix[t, i, j] * 0
+                    m, total = mix[t, i, j], zero
                     for c in range(width):
                         g = cotangent[t, i, c]
                         total += g * state[t, j, c]

@@ -41,7 +41,7 @@ def write_and_read(
         for part in blocks_of(state):
             writing.over_addresses(writing.write_at, [*map(part, (*given, new))], *written_by(state, mix))
             part(features).copy_(times_transposed(part(streams), projection))
-            made = [*map(part, (new, features, inverse, x, reads, writes, mixes))]
+            made = [*map(part, (new, features, inverse, x, reads, writes, mixes, reads))]
             reading.over_addresses(reading.read_at, [*made, *own], *chosen)
     return new, x, reads, writes, mixes, features, inverse
 
@@ -70,7 +70,7 @@ def write_and_read_backward(
     most = rows_of(state)
     arrives, by_features = empty_like(state[:most]), empty_like(features[:most])
     by_projection, sums = torch.zeros_like(projection), []
-    chosen = (n, width, *options_of(state.dtype, form), by_new is not None)
+    chosen = (n, width, *options_of(state.dtype, form), by_new is not None, False)
     own = scale.contiguous(), bias.contiguous()
     streams = new.view(tokens, n * width)
     with full_precision(state):
@@ -78,7 +78,8 @@ def write_and_read_backward(
             some = [*map(part, (*came, features, inverse))]
             several = len(some[0])
             by_written, by_found = part(by_state) if mix is None else arrives[:several], by_features[:several]
-            sums += reading.over_addresses(reading.read_backward_at, [*some, by_written, by_found, *own], *chosen)
+            made = [*some, by_written, by_found, some[2], some[2], *own]  # no weights were handed on
+            sums += reading.over_addresses(reading.read_backward_at, made, *chosen)
             add_product(by_written.view(several, n * width), by_found, projection)
             add_product(by_projection, by_found.t(), part(streams))
             made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]

@@ -1,0 +1,178 @@
+"""Reading streams by weights that were handed on against the plain formula: values, derivatives, types, dispatcher."""
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from tests.ops.test_hyper import run
+from torch.autograd import gradcheck, gradgradcheck
+
+from levada import SinglePassManifoldHyperConnection, Stack
+from levada.ops import _kernels, write_streams
+from levada.ops._define import plain_operations
+from levada.ops.manifold import Form
+from levada.ops.manifold import reference as own
+from levada.ops.manifold.handed import cpu, read_handed, write_and_read_handed
+
+FORMS = {
+    "paper": Form(iterations=3, norm_epsilon=1e-2),
+    "released": Form(True, 3, 1e-2, 1e-2, 0.0, 1e-2, True),
+    "without mixing": Form(mixes=False, norm_epsilon=1e-2),
+}
+PAPER = FORMS["paper"]
+
+
+def arguments(leading, n, dim, form=PAPER, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    rows, kinds = (n * (2 + n), 3) if form.mixes else (2 * n, 2)
+    shapes = [(*leading, n, dim), (*leading, n), (rows, n * dim), (kinds,), (rows,)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def by_formula(state, handed, projection, scale, bias, form=PAPER):
+    _, reads, writes, mix = own.read(state, projection, scale, bias, form)
+    x = torch.einsum("...j,...jc->...c", handed, state)
+    return x, reads, writes, *(() if mix is None else (mix,)), state
+
+
+def fused(*tensors, form=PAPER):
+    return [x for x in read_handed(*tensors, form) if x is not None]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (5, 3, 7), (71, 4, 33), (3, 16, 2), (0, 4, 3)], ids=str)
+@pytest.mark.parametrize("way", ["loops", "reference", "plain"])
+def test_values_and_gradients_are_the_formulas(sizes, form, way, calls, monkeypatch):
+    if way == "loops" and not importlib.util.find_spec("numba"):
+        pytest.skip("numba is not installed")
+    if way == "reference":
+        monkeypatch.setattr(cpu, "loops_for", lambda *given: None)
+    monkeypatch.setattr(_kernels, "_FOUND", way != "plain")
+    tensors = arguments(sizes[:1], *sizes[1:], FORMS[form])
+    ours, theirs = (lambda *x, f=f: f(*x, form=FORMS[form]) for f in (fused, by_formula))
+    torch.testing.assert_close(run(ours, tensors), run(theirs, tensors), rtol=1e-9, atol=1e-11)
+    assert len(calls) == (way != "plain")
+
+
+def test_a_gradient_may_come_by_one_result_alone():
+    for which in range(5):
+        tensors = arguments((5,), 3, 4)
+        got, expected = (run(f, tensors, slice(which, which + 1)) for f in (fused, by_formula))
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_derivatives_of_first_and_second_order():
+    tensors = arguments((2,), 2, 3)
+    assert gradcheck(fused, tensors, check_batched_grad=True, check_forward_ad=True)
+    assert gradgradcheck(fused, tensors)
+
+
+def test_the_dispatcher_knows_it():
+    tensors = arguments((3,), 4, 5)
+    torch.library.opcheck(torch.ops.levada.streams_read_handed.default, (*tensors, *PAPER))
+    given = [x.detach() for x in tensors]
+    x, reads, writes, mix, *kept = torch.ops.levada.streams_read_handed(*given, *PAPER)
+    for by_reads, by_new in ((None, None), (reads, torch.ones_like(given[0]))):
+        by = x, by_reads, writes, mix, by_new
+        torch.library.opcheck(torch.ops.levada.streams_read_handed_backward.default, (*by, *given, *kept, *PAPER))
+
+
+@pytest.mark.parametrize("leading", [(3,), (2, 3), ()], ids=str)
+def test_it_compiles_whole(leading):
+    tensors = arguments(leading, 4, 5)
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, tensors), run(by_formula, tensors), rtol=1e-9, atol=1e-11)
+
+
+def test_vmap_of_the_operation_and_of_its_gradients(calls):
+    batch = [torch.stack([x.detach(), 1.1 * x.detach()]) for x in arguments((3,), 4, 5)]
+
+    def operation(*tensors):
+        return torch.ops.levada.streams_read_handed(*tensors, *PAPER)[:4]
+
+    def gradients(*tensors):
+        total = lambda *tensors: sum(y.square().sum() for y in fused(*tensors))  # noqa: E731
+        return torch.func.grad(total, argnums=tuple(range(5)))(*tensors)
+
+    for function in (operation, gradients):
+        got = torch.vmap(function)(*batch)
+        expected = [torch.stack(y) for y in zip(*(function(*one) for one in zip(*batch, strict=True)), strict=True)]
+        torch.testing.assert_close(list(got), expected)
+    assert not calls  # transforms get plain operations
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_streams_are_added_up_in_float32(dtype):
+    tensors = arguments((6,), 4, 16, dtype=torch.float32)
+    tensors[0] = tensors[0].detach().to(dtype).requires_grad_()
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(fused, tensors)
+    assert [x.dtype for x in got] == [dtype, *[torch.float32] * 3, dtype, dtype, *[torch.float32] * 4]
+    for found, truth in zip(got, run(by_formula, wide), strict=True):
+        # The cotangents are rounded as well, to the type of what they belong to.
+        assert (found.double() - truth).norm() <= 4 * torch.finfo(dtype).eps * truth.norm()
+
+
+def test_a_weight_that_is_not_finite_spoils_its_own_token_alone():
+    tensors = arguments((3,), 4, 5)
+    expected = run(by_formula, tensors)
+    with torch.no_grad():
+        tensors[1][1, 2] = math.nan
+    got = run(fused, tensors)
+    assert got[0][1].isnan().all()
+    assert got[5][1, 2].isnan().all()
+    got[0][1], got[5][1, 2] = expected[0][1], expected[5][1, 2]
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_some_threads_compute_what_one_does():
+    pytest.importorskip("numba")
+    tensors, threads = arguments((640,), 4, 33), torch.get_num_threads()
+    found = []
+    try:
+        for several in (1, 3):
+            torch.set_num_threads(several)
+            found.append(run(fused, tensors))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("leading", [(5,), (2, 3), ()], ids=str)
+def test_written_and_read_as_one_node_they_are_the_two_operations(leading, joined):
+    generator = torch.Generator().manual_seed(2)
+    _, *others = arguments(leading, 3, 4)
+    shapes = [(*leading, 3, 4), (*leading, 4), (*leading, 3), (*leading, 3, 3)]
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+
+    def in_one(*given):
+        return write_and_read_handed(*given[:5], given[5:], PAPER)
+
+    def in_two(*given):
+        return by_formula(write_streams(*given[:4]), *given[4:])
+
+    given = [*tensors, *others]
+    torch.testing.assert_close(run(in_one, given), run(in_two, given), rtol=1e-9, atol=1e-11)
+    assert joined
+    assert gradgradcheck(in_one, given) if leading == () else True
+
+
+def test_the_connection_reads_by_it_unless_somebody_looks(calls, joined):
+    torch.manual_seed(0)
+    branches = [torch.nn.Tanh() for _ in range(3)]
+    stack = Stack(branches, SinglePassManifoldHyperConnection, dim=6, streams=3, iterations=3).double()
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+
+    def step():
+        return [stack(x).detach(), *torch.autograd.grad(stack(x).square().sum(), list(stack.parameters()))]
+
+    got = step()
+    assert (len(calls), len(joined)) == (2, 4)
+    with plain_operations():
+        torch.testing.assert_close(got, step(), rtol=1e-9, atol=1e-11)
+    assert (len(calls), len(joined)) == (2, 4)
