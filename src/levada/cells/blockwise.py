@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch.autograd import forward_ad
 
 from levada.cells.cell import traced, transformed
 
-__all__ = ["GatedScan", "fits", "scan_in_blocks"]
+__all__ = ["GatedScan", "asked_for_more", "blocks_of", "fits", "gradients_again", "scan_in_blocks"]
 
 _of_many = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)  # private: of `is_grads_batched`
 
@@ -31,13 +32,42 @@ class GatedScan(Protocol):
         """Return the states by operations that can be differentiated in every way."""
 
 
-def fits(projected: Tensor, initial: Tensor) -> bool:
-    """Return whether the blocks can run: a CPU, one type, and no trace, transform or forward mode around it."""
-    if projected.device.type != "cpu" or traced(projected) or traced(initial):
+def fits(*tensors: Tensor) -> bool:
+    """Return whether blocks of them can run: a CPU, one type, and no trace, transform or forward mode around it."""
+    if forward_ad._current_level >= 0 or tensors[0].dtype not in (torch.float32, torch.float64):
         return False
-    if forward_ad._current_level >= 0 or projected.dtype != initial.dtype:
-        return False
-    return projected.dtype in (torch.float32, torch.float64)
+    return not any(x.device.type != "cpu" or x.dtype != tensors[0].dtype or traced(x) for x in tensors)
+
+
+def asked_for_more(cotangent: Tensor) -> bool:
+    """Return whether a backward pass is to give the gradient's gradient, too, or many gradients at once."""
+    return bool(torch.is_grad_enabled() or transformed() or _of_many(cotangent))
+
+
+def gradients_again(
+    run: Callable[..., Tensor], tensors: Iterable[Tensor], needed: Iterable[bool], cotangent: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients by operations that autograd follows, in a backward pass; None where none is needed.
+
+    Args:
+        run: from the tensors to what was returned.
+        tensors: as they were saved.
+        needed: whose gradients are.
+        cotangent: the gradient by what was returned.
+    """
+    higher, needed = torch.is_grad_enabled(), [*needed]
+    tensors = [*tensors] if higher else [x.detach() for x in tensors]
+    wanted = [x if higher else x.requires_grad_() for x, need in zip(tensors, needed, strict=True) if need]
+    with torch.enable_grad():
+        returned = run(*tensors)
+    found = iter(torch.autograd.grad(returned, wanted, cotangent, create_graph=higher))
+    return [next(found) if need else None for need in needed]
+
+
+def blocks_of(steps: int, numbers: int) -> list[slice]:
+    """Return the steps in blocks, of so many numbers at each step."""
+    size = max(1, _NUMBERS // max(1, numbers))
+    return [slice(start, min(start + size, steps)) for start in range(0, steps, size)]
 
 
 def scan_in_blocks(of: GatedScan, projected: Tensor, initial: Tensor) -> Tensor:
@@ -55,17 +85,12 @@ def scan_in_blocks(of: GatedScan, projected: Tensor, initial: Tensor) -> Tensor:
     return states
 
 
-def _blocks(states: Tensor) -> list[slice]:
-    size = max(1, _NUMBERS // max(1, states[0].numel()))
-    return [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
-
-
 class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor, initial: Tensor, of: GatedScan) -> Tensor:
         states = projected.new_empty((len(projected), *initial.shape))
         state = initial
-        for block in _blocks(states):
+        for block in blocks_of(len(states), initial.numel()):
             gate, rest, candidate = of.parts(projected[block])
             rows = torch.mul(rest, candidate, out=states[block])
             for a, row in zip(gate.unbind(0), rows.unbind(0), strict=True):
@@ -77,13 +102,13 @@ class _InBlocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         projected, initial, states = ctx.saved_tensors
-        if (
-            torch.is_grad_enabled() or transformed() or _of_many(cotangent)
-        ):  # somebody wants the gradient's gradient, or many at once
-            return *_again(ctx, cotangent, projected, initial), None
+        if asked_for_more(cotangent):
+            needed = ctx.needs_input_grad[:2]
+            by_projected, by_initial = gradients_again(ctx.of.scan, (projected, initial), needed, cotangent)
+            return by_projected, by_initial, None
         by_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
         later = torch.zeros_like(initial)
-        for block in reversed(_blocks(states)):
+        for block in reversed(blocks_of(len(states), initial.numel())):
             gate, rest, candidate = ctx.of.parts(projected[block])
             by_value = cotangent[block].clone(memory_format=torch.contiguous_format)
             later = by_value[-1].add_(later)
@@ -99,16 +124,3 @@ class _InBlocks(torch.autograd.Function):
 
 def _shifted(initial: Tensor, states: Tensor) -> Tensor:
     return torch.cat([initial.unsqueeze(0), states[:-1]])
-
-
-def _again(ctx: Any, cotangent: Tensor, projected: Tensor, initial: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients by operations that autograd follows."""
-    higher = torch.is_grad_enabled()
-    tensors = [projected, initial] if higher else [projected.detach(), initial.detach()]
-    wanted = [x for x, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
-    with torch.enable_grad():
-        wanted = wanted if higher else [x.requires_grad_() for x in wanted]
-        states = ctx.of.scan(*tensors)
-    found = iter(torch.autograd.grad(states, wanted, cotangent, create_graph=higher))
-    by_projected, by_initial = (next(found) if needed else None for needed in ctx.needs_input_grad[:2])
-    return by_projected, by_initial

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from levada._errors import require_at_least
+from levada.cells.blockwise import asked_for_more, blocks_of, fits, gradients_again
 from levada.cells.cell import Cell, State, require_finite
 
 __all__ = ["RecurrentHighway"]
@@ -69,13 +70,23 @@ class RecurrentHighway(Cell):
 
     def step(self, projected: Tensor, state: State) -> State:
         """Return the next state."""
-        *_, (s, _) = self._layers(projected, state[0])
+        *_, (s, _) = _layers(projected, state[0], self.weight_hh.unbind(0), self.bias.unbind(0))
         return (s,)
+
+    def unroll(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run the whole sequence; on a CPU with a backward pass of its own."""
+        tensors = self.project(x), state[0], self.weight_hh, self.bias
+        followed = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if followed and len(x) > 3 and fits(*tensors):  # below, it takes longer than autograd
+            outputs: Tensor = _Sequence.apply(*tensors)  # type: ignore[no-untyped-call]
+        else:
+            outputs = _looped(*tensors)
+        return outputs, (outputs[-1],)
 
     def carry(self, projected: Tensor, state: State) -> Tensor:
         """Return the product of the layers' carry gates."""
         kept = torch.ones_like(state[0])
-        for _, transform in self._layers(projected, state[0]):
+        for _, transform in _layers(projected, state[0], self.weight_hh.unbind(0), self.bias.unbind(0)):
             kept = kept * (1 - transform)
         return kept
 
@@ -90,15 +101,106 @@ class RecurrentHighway(Cell):
         """Return the two matrices of each layer."""
         return torch.split(self.weight_hh.detach().flatten(0, 1), self.dim)
 
-    def _layers(self, projected: Tensor, s: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what each layer makes of the state, and its transform gate."""
-        for layer, (weight, bias) in enumerate(zip(self.weight_hh, self.bias, strict=True)):
-            fed = nn.functional.linear(s, weight, bias)
-            candidate, gate = (fed if layer else fed + projected).chunk(2, -1)
-            transform = gate.sigmoid()
-            s = s + transform * (candidate.tanh() - s)
-            yield s, transform
-
     def extra_repr(self) -> str:
         """Say the widths and the depth."""
         return f"{self.dim_in}, {self.dim}, depth={self.depth}"
+
+
+def _layers(
+    projected: Tensor, s: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what each layer makes of the state, and its transform gate."""
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        fed = nn.functional.linear(s, weight, bias)
+        candidate, gate = (fed if layer else fed + projected).chunk(2, -1)
+        transform = gate.sigmoid()
+        s = s + transform * (candidate.tanh() - s)
+        yield s, transform
+
+
+def _looped(projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    s, outputs, weights, biases = initial, [], weight.unbind(0), bias.unbind(0)
+    for one in projected.unbind(0):
+        *_, (s, _) = _layers(one, s, weights, biases)
+        outputs.append(s)
+    return torch.stack(outputs)
+
+
+class _Sequence(torch.autograd.Function):
+    """All steps: a weight's gradient is one product for a block of steps, where autograd takes one for each step."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        depth, (steps, *shape) = len(weight), projected.shape
+        fed = projected.new_empty(depth, steps, *shape)
+        states = initial.new_empty(depth, steps, *initial.shape)
+        torch.add(projected, bias[0], out=fed[0])
+        turned, biases = [w.t() for w in weight], bias.unbind(0)
+        rows, candidates, gates, outs = _by_layer(fed), *_halves(fed), _by_layer(states)
+        s = initial
+        for t in range(steps):
+            for layer in range(depth):
+                row = rows[layer][t]
+                if layer:
+                    torch.addmm(biases[layer], s, turned[layer], out=row)
+                else:
+                    row.addmm_(s, turned[0])
+                s = torch.lerp(s, candidates[layer][t].tanh_(), gates[layer][t].sigmoid_(), out=outs[layer][t])
+        ctx.save_for_backward(projected, initial, weight, bias, fed, states)
+        return states[-1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, fed, states = ctx.saved_tensors
+        if asked_for_more(cotangent):
+            return tuple(gradients_again(_looped, tensors, ctx.needs_input_grad, cotangent))
+        projected, initial, weight, bias = tensors
+        by_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
+        by_weight, by_bias, by_state = torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(initial)
+        for block in reversed(blocks_of(len(projected), initial.numel())):
+            before = states[-1, block.start - 1] if block.start else initial
+            found = _back(by_state, before, weight, fed[:, block], states[:, block], cotangent[block])
+            by_projected[block] = found[0]
+            by_bias += found.sum((1, 2))
+            by_weight[0].addmm_(found[0, 0].t(), before)
+            by_weight[0].addmm_(found[0, 1:].flatten(0, 1).t(), states[-1, block][:-1].flatten(0, 1))
+            for layer in range(1, len(weight)):
+                by_weight[layer].addmm_(found[layer].flatten(0, 1).t(), states[layer - 1, block].flatten(0, 1))
+        return by_projected, by_state, by_weight, by_bias
+
+
+def _back(by_state: Tensor, before: Tensor, weight: Tensor, fed: Tensor, states: Tensor, cotangent: Tensor) -> Tensor:
+    """Return the gradient by what each layer's gate and candidate were made of, `(depth, steps, batch, 2 dim)`.
+
+    Args:
+        by_state: the gradient by the state after these steps; becomes that by the one before them.
+        before: the state before them.
+        weight: of all layers.
+        fed: candidates and gates.
+        states: after each layer.
+        cotangent: the gradient by what the last layers returned.
+    """
+    found = torch.empty_like(fed, memory_format=torch.contiguous_format)
+    by_tanh, by_sigmoid = torch.ops.aten.tanh_backward.grad_input, torch.ops.aten.sigmoid_backward.grad_input
+    (candidates, gates), (by_candidates, by_gates) = _halves(fed), _halves(found)
+    rows, outs, weights = _by_layer(found), _by_layer(states), weight.unbind(0)
+    for t in reversed(range(len(cotangent))):
+        by_state += cotangent[t]
+        for layer in reversed(range(len(weight))):
+            into = outs[layer - 1][t] if layer else outs[-1][t - 1] if t else before
+            candidate, gate = candidates[layer][t], gates[layer][t]
+            passed = by_state * gate
+            by_tanh(passed, candidate, grad_input=by_candidates[layer][t])
+            by_sigmoid((candidate - into).mul_(by_state), gate, grad_input=by_gates[layer][t])
+            by_state.sub_(passed).addmm_(rows[layer][t], weights[layer])
+    return found
+
+
+def _by_layer(x: Tensor) -> list[tuple[Tensor, ...]]:
+    return [of_layer.unbind(0) for of_layer in x]
+
+
+def _halves(x: Tensor) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    """Return the candidates and the gates, by layer and step."""
+    candidates, gates = x.chunk(2, -1)
+    return _by_layer(candidates), _by_layer(gates)
