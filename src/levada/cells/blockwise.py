@@ -39,13 +39,16 @@ def fits(*tensors: Tensor) -> bool:
     return not any(x.device.type != "cpu" or x.dtype != tensors[0].dtype or traced(x) for x in tensors)
 
 
-def asked_for_more(cotangent: Tensor) -> bool:
+def asked_for_more(*cotangents: Tensor) -> bool:
     """Return whether a backward pass is to give the gradient's gradient, too, or many gradients at once."""
-    return bool(torch.is_grad_enabled() or transformed() or _of_many(cotangent))
+    return torch.is_grad_enabled() or transformed() or any(map(_of_many, cotangents))
 
 
 def gradients_again(
-    run: Callable[..., Tensor], tensors: Iterable[Tensor], needed: Iterable[bool], cotangent: Tensor
+    run: Callable[..., Tensor | tuple[Tensor, ...]],
+    tensors: Iterable[Tensor],
+    needed: Iterable[bool],
+    cotangents: Tensor | tuple[Tensor, ...],
 ) -> list[Tensor | None]:
     """Return the gradients by operations that autograd follows, in a backward pass; None where none is needed.
 
@@ -53,14 +56,14 @@ def gradients_again(
         run: from the tensors to what was returned.
         tensors: as they were saved.
         needed: whose gradients are.
-        cotangent: the gradient by what was returned.
+        cotangents: the gradients by what was returned.
     """
     higher, needed = torch.is_grad_enabled(), [*needed]
     tensors = [*tensors] if higher else [x.detach() for x in tensors]
     wanted = [x if higher else x.requires_grad_() for x, need in zip(tensors, needed, strict=True) if need]
     with torch.enable_grad():
         returned = run(*tensors)
-    found = iter(torch.autograd.grad(returned, wanted, cotangent, create_graph=higher))
+    found = iter(torch.autograd.grad(returned, wanted, cotangents, create_graph=higher))
     return [next(found) if need else None for need in needed]
 
 

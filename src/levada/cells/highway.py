@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from levada._errors import require_at_least
 from levada.cells.blockwise import asked_for_more, blocks_of, fits, gradients_again
 from levada.cells.cell import Cell, State, require_finite
+from levada.ops._products import add_product
 
 __all__ = ["RecurrentHighway"]
 
@@ -78,10 +79,10 @@ class RecurrentHighway(Cell):
         tensors = self.project(x), state[0], self.weight_hh, self.bias
         followed = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if followed and len(x) > 3 and fits(*tensors):  # below, it takes longer than autograd
-            outputs: Tensor = _Sequence.apply(*tensors)  # type: ignore[no-untyped-call]
+            outputs, last = _Sequence.apply(*tensors)  # type: ignore[no-untyped-call]
         else:
-            outputs = _looped(*tensors)
-        return outputs, (outputs[-1],)
+            outputs, last = _looped(*tensors)
+        return outputs, (last,)
 
     def carry(self, projected: Tensor, state: State) -> Tensor:
         """Return the product of the layers' carry gates."""
@@ -118,55 +119,75 @@ def _layers(
         yield s, transform
 
 
-def _looped(projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _looped(projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the state after each step, and the last one."""
     s, outputs, weights, biases = initial, [], weight.unbind(0), bias.unbind(0)
     for one in projected.unbind(0):
         *_, (s, _) = _layers(one, s, weights, biases)
         outputs.append(s)
-    return torch.stack(outputs)
+    return torch.stack(outputs), s
 
 
 class _Sequence(torch.autograd.Function):
     """All steps: a weight's gradient is one product for a block of steps, where autograd takes one for each step."""
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        depth, (steps, *shape) = len(weight), projected.shape
-        fed = projected.new_empty(depth, steps, *shape)
-        states = initial.new_empty(depth, steps, *initial.shape)
-        torch.add(projected, bias[0], out=fed[0])
-        turned, biases = [w.t() for w in weight], bias.unbind(0)
-        rows, candidates, gates, outs = _by_layer(fed), *_halves(fed), _by_layer(states)
-        s = initial
-        for t in range(steps):
-            for layer in range(depth):
-                row = rows[layer][t]
-                if layer:
-                    torch.addmm(biases[layer], s, turned[layer], out=row)
-                else:
-                    row.addmm_(s, turned[0])
-                s = torch.lerp(s, candidates[layer][t].tanh_(), gates[layer][t].sigmoid_(), out=outs[layer][t])
-        ctx.save_for_backward(projected, initial, weight, bias, fed, states)
-        return states[-1]
+    def forward(ctx: Any, projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        kept, turned, biases, s = [], [w.t() for w in weight], bias.unbind(0), initial
+        for block in blocks_of(len(projected), initial.numel()):
+            # by blocks: memory of 32 MiB and more goes back to the system each time
+            fed = projected.new_empty(len(weight), *projected[block].shape)
+            states = initial.new_empty(*fed.shape[:2], *initial.shape)
+            _forward(s, projected[block], turned, biases, fed, states)
+            s = states[-1, -1]
+            kept += [fed, states]
+        ctx.save_for_backward(projected, initial, weight, bias, *kept)
+        return torch.cat([states[-1] for states in kept[1::2]]), s.clone()
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, fed, states = ctx.saved_tensors
-        if asked_for_more(cotangent):
-            return tuple(gradients_again(_looped, tensors, ctx.needs_input_grad, cotangent))
-        projected, initial, weight, bias = tensors
+    def backward(ctx: Any, cotangent: Tensor, by_last: Tensor) -> tuple[Tensor | None, ...]:
+        projected, initial, weight, bias, *kept = ctx.saved_tensors
+        if asked_for_more(cotangent, by_last):
+            tensors = projected, initial, weight, bias
+            return tuple(gradients_again(_looped, tensors, ctx.needs_input_grad, (cotangent, by_last)))
         by_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
-        by_weight, by_bias, by_state = torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(initial)
-        for block in reversed(blocks_of(len(projected), initial.numel())):
-            before = states[-1, block.start - 1] if block.start else initial
-            found = _back(by_state, before, weight, fed[:, block], states[:, block], cotangent[block])
+        by_weight, by_bias, by_state = torch.zeros_like(weight), torch.zeros_like(bias), by_last.clone()
+        for place, block in reversed([*enumerate(blocks_of(len(projected), initial.numel()))]):
+            fed, states = kept[2 * place : 2 * place + 2]
+            before = kept[2 * place - 1][-1, -1] if place else initial
+            found = _back(by_state, before, weight, fed, states, cotangent[block])
             by_projected[block] = found[0]
             by_bias += found.sum((1, 2))
             by_weight[0].addmm_(found[0, 0].t(), before)
-            by_weight[0].addmm_(found[0, 1:].flatten(0, 1).t(), states[-1, block][:-1].flatten(0, 1))
+            add_product(by_weight[0], found[0, 1:].flatten(0, 1).t(), states[-1, :-1].flatten(0, 1))
             for layer in range(1, len(weight)):
-                by_weight[layer].addmm_(found[layer].flatten(0, 1).t(), states[layer - 1, block].flatten(0, 1))
+                add_product(by_weight[layer], found[layer].flatten(0, 1).t(), states[layer - 1].flatten(0, 1))
         return by_projected, by_state, by_weight, by_bias
+
+
+def _forward(
+    s: Tensor, projected: Tensor, turned: Sequence[Tensor], biases: Sequence[Tensor], fed: Tensor, states: Tensor
+) -> None:
+    """Write each layer's candidates and gates, and its states.
+
+    Args:
+        s: the state before these steps.
+        projected: of these steps.
+        turned: all layers' weights, transposed.
+        biases: of all layers.
+        fed: `(depth, steps, batch, 2 dim)`.
+        states: `(depth, steps, batch, dim)`.
+    """
+    torch.add(projected, biases[0], out=fed[0])
+    rows, (candidates, gates), outs = _by_layer(fed), _halves(fed), _by_layer(states)
+    for t in range(len(projected)):
+        for layer, (weight, bias) in enumerate(zip(turned, biases, strict=True)):
+            row = rows[layer][t]
+            if layer:
+                torch.addmm(bias, s, weight, out=row)
+            else:
+                row.addmm_(s, weight)
+            s = torch.lerp(s, candidates[layer][t].tanh_(), gates[layer][t].sigmoid_(), out=outs[layer][t])
 
 
 def _back(by_state: Tensor, before: Tensor, weight: Tensor, fed: Tensor, states: Tensor, cotangent: Tensor) -> Tensor:
