@@ -15,7 +15,7 @@ def build(depth, transform_bias=-2.0):
 
 
 def by_steps(cell, x, s):
-    return highway._looped(cell.project(x), s, cell.weight_hh, cell.bias)[0]
+    return highway._looped(x, s, cell.weight_ih, cell.weight_hh, cell.bias)[0]
 
 
 def gradients(outputs, last, leaves):
@@ -24,7 +24,7 @@ def gradients(outputs, last, leaves):
 
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("steps", [4, 14, STEPS])  # a block is 7 steps
-@pytest.mark.parametrize("wanted", ["all", "x", "state", "weight_hh", "bias"])
+@pytest.mark.parametrize("wanted", ["all", "x", "state", "weight_ih", "weight_hh", "bias"])
 def test_a_sequence_is_its_steps(depth, steps, wanted, monkeypatch):
     monkeypatch.setattr(blockwise, "_NUMBERS", 7 * BATCH * WIDTH)
     cell, s = build(depth)
@@ -55,7 +55,7 @@ def test_gradients_of_gradients_many_at_once_and_forward_ones(monkeypatch):
     weight = cell.weight_hh.detach().clone().requires_grad_()
 
     def run(x, s, weight):
-        return highway._Sequence.apply(cell.project(x), s, weight, cell.bias)
+        return highway._Sequence.apply(x, s, cell.weight_ih, weight, cell.bias)
 
     given = x, s.requires_grad_(), weight
     assert torch.autograd.gradcheck(run, given, check_batched_grad=True, fast_mode=True)
@@ -77,3 +77,13 @@ def test_a_gate_that_is_shut_carries_the_state_exactly():
     outputs, _ = cell.run(x, (s.requires_grad_(),))
     assert torch.equal(outputs, s.expand(9, BATCH, WIDTH))
     assert torch.equal(torch.autograd.grad(outputs.sum(), s)[0], torch.full_like(s, 9.0))
+
+
+def test_autocast_has_its_products_in_low_precision():
+    cell, s = build(2)
+    cell, x = cell.float(), torch.randn(5, BATCH, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = cell.run(x, (s.float(),))
+        expected = by_steps(cell, x, s.float())
+    assert torch.equal(outputs, expected)
+    assert not torch.equal(outputs, cell.run(x, (s.float(),))[0])

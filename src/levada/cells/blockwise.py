@@ -33,8 +33,10 @@ class GatedScan(Protocol):
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Return whether blocks of them can run: a CPU, one type, and no trace, transform or forward mode around it."""
+    """Return whether blocks of them can run: a CPU, one type, and no trace, transform, forward mode or autocast."""
     if forward_ad._current_level >= 0 or tensors[0].dtype not in (torch.float32, torch.float64):
+        return False
+    if torch.is_autocast_enabled("cpu"):
         return False
     return not any(x.device.type != "cpu" or x.dtype != tensors[0].dtype or traced(x) for x in tensors)
 

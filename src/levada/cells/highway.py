@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from levada._errors import require_at_least
 from levada.cells.blockwise import asked_for_more, blocks_of, fits, gradients_again
 from levada.cells.cell import Cell, State, require_finite
-from levada.ops._products import add_product
+from levada.ops._products import add_product, product_into
 
 __all__ = ["RecurrentHighway"]
 
@@ -76,7 +76,7 @@ class RecurrentHighway(Cell):
 
     def unroll(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run the whole sequence; on a CPU with a backward pass of its own."""
-        tensors = self.project(x), state[0], self.weight_hh, self.bias
+        tensors = x, state[0], self.weight_ih, self.weight_hh, self.bias
         followed = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if followed and len(x) > 3 and fits(*tensors):  # below, it takes longer than autograd
             outputs, last = _Sequence.apply(*tensors)  # type: ignore[no-untyped-call]
@@ -119,10 +119,10 @@ def _layers(
         yield s, transform
 
 
-def _looped(projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _looped(x: Tensor, initial: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return the state after each step, and the last one."""
-    s, outputs, weights, biases = initial, [], weight.unbind(0), bias.unbind(0)
-    for one in projected.unbind(0):
+    s, outputs, weights, biases = initial, [], weight_hh.unbind(0), bias.unbind(0)
+    for one in nn.functional.linear(x, weight_ih).unbind(0):
         *_, (s, _) = _layers(one, s, weights, biases)
         outputs.append(s)
     return torch.stack(outputs), s
@@ -132,55 +132,60 @@ class _Sequence(torch.autograd.Function):
     """All steps: a weight's gradient is one product for a block of steps, where autograd takes one for each step."""
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, initial: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        kept, turned, biases, s = [], [w.t() for w in weight], bias.unbind(0), initial
-        for block in blocks_of(len(projected), initial.numel()):
+    def forward(
+        ctx: Any, x: Tensor, initial: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        kept, turned, s = [], [w.t() for w in weight_hh], initial
+        for block in blocks_of(len(x), initial.numel()):
             # by blocks: memory of 32 MiB and more goes back to the system each time
-            fed = projected.new_empty(len(weight), *projected[block].shape)
-            states = initial.new_empty(*fed.shape[:2], *initial.shape)
-            _forward(s, projected[block], turned, biases, fed, states)
+            fed = x.new_empty(len(bias), len(x[block]), len(initial), bias.shape[1])
+            states = x.new_empty(*fed.shape[:2], *initial.shape)
+            product_into(fed[0].flatten(0, 1), x[block].flatten(0, 1), weight_ih.t())
+            _forward(s, turned, bias, fed, states)
             s = states[-1, -1]
             kept += [fed, states]
-        ctx.save_for_backward(projected, initial, weight, bias, *kept)
+        ctx.save_for_backward(x, initial, weight_ih, weight_hh, bias, *kept)
         return torch.cat([states[-1] for states in kept[1::2]]), s.clone()
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor, by_last: Tensor) -> tuple[Tensor | None, ...]:
-        projected, initial, weight, bias, *kept = ctx.saved_tensors
+        (*tensors,), kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         if asked_for_more(cotangent, by_last):
-            tensors = projected, initial, weight, bias
             return tuple(gradients_again(_looped, tensors, ctx.needs_input_grad, (cotangent, by_last)))
-        by_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
-        by_weight, by_bias, by_state = torch.zeros_like(weight), torch.zeros_like(bias), by_last.clone()
-        for place, block in reversed([*enumerate(blocks_of(len(projected), initial.numel()))]):
+        x, initial, weight_ih, weight_hh, bias = tensors
+        by_x = torch.empty_like(x, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
+        by_ih, by_hh, by_bias = (torch.zeros_like(t) for t in (weight_ih, weight_hh, bias))
+        by_state = by_last.clone()
+        for place, block in reversed([*enumerate(blocks_of(len(x), initial.numel()))]):
             fed, states = kept[2 * place : 2 * place + 2]
             before = kept[2 * place - 1][-1, -1] if place else initial
-            found = _back(by_state, before, weight, fed, states, cotangent[block])
-            by_projected[block] = found[0]
+            found = _back(by_state, before, weight_hh, fed, states, cotangent[block])
             by_bias += found.sum((1, 2))
-            by_weight[0].addmm_(found[0, 0].t(), before)
-            add_product(by_weight[0], found[0, 1:].flatten(0, 1).t(), states[-1, :-1].flatten(0, 1))
-            for layer in range(1, len(weight)):
-                add_product(by_weight[layer], found[layer].flatten(0, 1).t(), states[layer - 1].flatten(0, 1))
-        return by_projected, by_state, by_weight, by_bias
+            first = found[0].flatten(0, 1)
+            add_product(by_ih, first.t(), x[block].flatten(0, 1))
+            if by_x is not None:
+                product_into(by_x[block].flatten(0, 1), first, weight_ih)
+            by_hh[0].addmm_(found[0, 0].t(), before)
+            add_product(by_hh[0], found[0, 1:].flatten(0, 1).t(), states[-1, :-1].flatten(0, 1))
+            for layer in range(1, len(bias)):
+                add_product(by_hh[layer], found[layer].flatten(0, 1).t(), states[layer - 1].flatten(0, 1))
+        return by_x, by_state, by_ih, by_hh, by_bias
 
 
-def _forward(
-    s: Tensor, projected: Tensor, turned: Sequence[Tensor], biases: Sequence[Tensor], fed: Tensor, states: Tensor
-) -> None:
+def _forward(s: Tensor, turned: Sequence[Tensor], bias: Tensor, fed: Tensor, states: Tensor) -> None:
     """Write each layer's candidates and gates, and its states.
 
     Args:
         s: the state before these steps.
-        projected: of these steps.
         turned: all layers' weights, transposed.
-        biases: of all layers.
-        fed: `(depth, steps, batch, 2 dim)`.
+        bias: of all layers.
+        fed: `(depth, steps, batch, 2 dim)`; the first layer's holds what the steps add from their inputs.
         states: `(depth, steps, batch, dim)`.
     """
-    torch.add(projected, biases[0], out=fed[0])
+    fed[0] += bias[0]
+    biases = bias.unbind(0)
     rows, (candidates, gates), outs = _by_layer(fed), _halves(fed), _by_layer(states)
-    for t in range(len(projected)):
+    for t in range(fed.shape[1]):
         for layer, (weight, bias) in enumerate(zip(turned, biases, strict=True)):
             row = rows[layer][t]
             if layer:
