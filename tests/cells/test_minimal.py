@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear, softplus
 
 from levada._errors import UsageError
-from levada.cells import MinGRU, MinLSTM
+from levada.cells import MinGRU, MinLSTM, blockwise
 from levada.initialise import chrono
 from levada.ops.scan import reference
 
@@ -37,6 +37,64 @@ def test_a_run_is_its_steps(kind, positive):
     assert torch.equal(outputs[-1], last[0])
     expected = gradients(torch.stack(steps), tensors)
     torch.testing.assert_close(gradients(outputs, tensors), expected, rtol=1e-10, atol=1e-12)
+
+
+def by_scan(cell, x, h):
+    return cell.scan(cell.project(x), h)
+
+
+@kinds
+@positive
+@pytest.mark.parametrize("wanted", [(0, 1), (0,), (1,)])
+def test_blocks_of_steps_are_the_scan(kind, positive, wanted, monkeypatch):
+    monkeypatch.setattr(blockwise, "_NUMBERS", 7 * 2 * 4)  # 7 steps of 2 rows of 4: 23 steps are 4 blocks
+    cell, h = build(kind, positive=positive)
+    cell.requires_grad_(0 in wanted)
+    x = torch.randn(23, 2, 3, dtype=torch.float64)
+    tensors = [x.requires_grad_(0 in wanted), h.requires_grad_(1 in wanted)]
+    leaves = [tensors[i] for i in wanted] + [p for p in cell.parameters() if p.requires_grad]
+    outputs, expected = cell.run(x, (h,))[0], by_scan(cell, x, h)
+    assert type(outputs.grad_fn).__name__ == "_InBlocksBackward"
+    torch.testing.assert_close(outputs, expected, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(gradients(outputs, leaves), gradients(expected, leaves), rtol=1e-12, atol=1e-13)
+    with torch.no_grad():
+        assert torch.equal(cell.run(x, (h,))[0], outputs)
+
+
+@kinds
+def test_blocks_have_gradients_of_gradients_many_at_once_and_forward_ones(kind, monkeypatch):
+    monkeypatch.setattr(blockwise, "_NUMBERS", 2 * 4)
+    cell, h = build(kind)
+    x, h = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True), h.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x, h: cell.run(x, (h,))[0].sin(), (x, h))
+    assert torch.autograd.gradcheck(lambda x, h: cell.run(x, (h,))[0], (x, h), check_batched_grad=True)
+    outputs = cell.run(x, (h,))[0]
+    cotangents = torch.randn(5, *outputs.shape, dtype=torch.float64)
+    many = torch.autograd.grad(outputs, (x, h), cotangents, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(outputs, (x, h), c, retain_graph=True) for c in cotangents]
+    torch.testing.assert_close(many, tuple(map(torch.stack, zip(*one_by_one, strict=True))))
+    of_x = torch.randn_like(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, of_x)
+        tangent = torch.autograd.forward_ad.unpack_dual(cell.run(dual, (h,))[0]).tangent
+    expected = torch.func.jvp(lambda x: by_scan(cell, x, h), (x,), (of_x,))[1]
+    torch.testing.assert_close(tangent, expected)
+
+
+@kinds
+def test_blocks_keep_what_is_projected_and_the_states_alone(kind):
+    cell, h = build(kind)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x = torch.randn(50, 2, 3, dtype=torch.float64)
+    projected = cell.project(x).detach().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        states = blockwise.scan_in_blocks(cell, projected, h)
+    assert sorted(t.numel() for t in kept.values()) == sorted([projected.numel(), states.numel(), h.numel()])
 
 
 @kinds

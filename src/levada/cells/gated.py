@@ -164,10 +164,11 @@ class GRU(AffineCell):
         """Return the next h."""
         (h,) = state
         fed = nn.functional.linear(h, self.weight_hh, self.bias_hh)
-        rz = (projected[..., : 2 * self.dim] + fed[..., : 2 * self.dim]).sigmoid()
-        r, z = rz.chunk(2, -1)
-        n = (projected[..., 2 * self.dim :] + r * fed[..., 2 * self.dim :]).tanh()
-        return (n + z * (h - n),)
+        # each in two pieces: the gradients of slices would be filled up with zeros and added
+        (rz_x, n_x), (rz_h, n_h) = (torch.split(t, [2 * self.dim, self.dim], -1) for t in (projected, fed))
+        r, z = (rz_x + rz_h).sigmoid().chunk(2, -1)
+        n = torch.addcmul(n_x, r, n_h).tanh()
+        return (torch.lerp(n, h, z) if n.dtype == h.dtype else n + z * (h - n),)
 
     def kernel(self, x: Tensor, first: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, ...]:
         """Call the kernel of `torch.nn.GRU`."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from levada.cells.blockwise import fits, scan_in_blocks
 from levada.cells.cell import Cell, State
 from levada.initialise import chrono as set_chrono
 from levada.ops import linear_scan
@@ -40,38 +42,65 @@ class _ScannedCell(Cell):
             set_chrono(self, chrono)
 
     @abstractmethod
-    def keep(self, projected: Tensor) -> Tensor:
+    def keep(self, gates: Sequence[Tensor]) -> Tensor:
         """Return the logit of the gate that keeps h; one minus the gate lets the candidate in."""
+
+    @abstractmethod
+    def pull_keep(self, by_logit: Tensor, gates: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        """Write the gradients by what `keep` was given, of the one by what it returned, to `outs`."""
 
     def project(self, x: Tensor) -> Tensor:
         """Return `W x + b`: the gates' logits and the candidate."""
         return functional.linear(x, self.weight_ih, self.bias_ih)
 
-    def recurrence(self, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a and b, which `levada.ops.linear_scan` takes, of the steps whose projection came.
+    def parts(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gate, one minus the gate, and the candidate, of the steps whose projection came.
 
         In float32 at least: bfloat16 has no gate between 1 - 1/256 and 1.
         """
-        projected = _full(projected)
-        logit, candidate = self.keep(projected), projected[..., -self.dim :]
+        *gates, candidate = _full(projected).chunk(self.blocks, -1)
+        logit = self.keep(gates)
         if self.positive:
             candidate = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
         # Not 1 - sigmoid(logit): where the gate is nearly open, that has lost what comes in.
-        return logit.sigmoid(), (-logit).sigmoid() * candidate
+        return logit.sigmoid(), (-logit).sigmoid(), candidate
+
+    def pull(self, projected: Tensor, by_logit: Tensor, by_candidate: Tensor, out: Tensor) -> None:
+        """Write the gradient by `projected`, of those by the gate's logit and by the candidate, to `out`."""
+        *gates, candidate = projected.chunk(self.blocks, -1)
+        *outs, last = out.chunk(self.blocks, -1)
+        self.pull_keep(by_logit, gates, outs)
+        if self.positive:
+            below = candidate.sigmoid()
+            by_candidate = torch.where(candidate >= 0, by_candidate, by_candidate * below * (1 - below))
+        last.copy_(by_candidate)
+
+    def recurrence(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a and b, which `levada.ops.linear_scan` takes, of the steps whose projection came."""
+        gate, rest, candidate = self.parts(projected)
+        return gate, rest * candidate
 
     def step(self, projected: Tensor, state: State) -> State:
         """Return the next h."""
         gate, value = self.recurrence(projected)
         return ((gate * state[0] + value).to(state[0].dtype),)
 
+    def scan(self, projected: Tensor, initial: Tensor) -> Tensor:
+        """Return each h."""
+        return linear_scan(*self.recurrence(projected), initial).to(initial.dtype)
+
     def unroll(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Run the whole sequence as one scan."""
-        outputs = linear_scan(*self.recurrence(self.project(x)), state[0]).to(state[0].dtype)
+        projected, (initial,) = self.project(x), state
+        if fits(projected, initial):
+            outputs = scan_in_blocks(self, projected, initial)
+        else:
+            outputs = self.scan(projected, initial)
         return outputs, (outputs[-1],)
 
     def carry(self, projected: Tensor, state: State) -> Tensor:
         """Return the gate that keeps h."""
-        return self.keep(_full(projected)).sigmoid()
+        return self.parts(projected)[0]
 
     def extra_repr(self) -> str:
         """Say the widths, and whether candidates are positive."""
@@ -128,9 +157,13 @@ class MinGRU(_ScannedCell):
     blocks: ClassVar[int] = 2
     gate = "update gate"
 
-    def keep(self, projected: Tensor) -> Tensor:
+    def keep(self, gates: Sequence[Tensor]) -> Tensor:
         """Return the logit of $1 - z$."""
-        return -projected[..., : self.dim]
+        return -gates[0]
+
+    def pull_keep(self, by_logit: Tensor, gates: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        """Turn the gradient's sign."""
+        torch.neg(by_logit, out=outs[0])
 
     def carry_bias(self, logit: Tensor) -> bool:
         """Set the update gate's bias."""
@@ -176,11 +209,17 @@ class MinLSTM(_ScannedCell):
     blocks: ClassVar[int] = 3
     gate = "forget gate"
 
-    def keep(self, projected: Tensor) -> Tensor:
+    def keep(self, gates: Sequence[Tensor]) -> Tensor:
         r"""Return the logit of $f / (f + i)$, which is $\ln f - \ln i$."""
-        f, i, _ = projected.chunk(3, -1)
+        f, i = gates
         # softplus(-x) is -ln sigmoid(x), in two thirds of the time of logsigmoid; above its threshold it is cut to -x.
         return functional.softplus(-i, threshold=50) - functional.softplus(-f, threshold=50)
+
+    def pull_keep(self, by_logit: Tensor, gates: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        """Multiply by what each gate lacks to 1."""
+        f, i = ((-gate).sigmoid_() for gate in gates)
+        torch.mul(by_logit, f, out=outs[0])
+        torch.mul(by_logit.neg_(), i, out=outs[1])
 
     def carry_bias(self, logit: Tensor) -> bool:
         """Set the forget gate's bias, and the input gate's to its negative."""
