@@ -387,9 +387,8 @@ class Judge:
             rise = raised(tuple(self.rows), self._rates.changes, step, self._rates.rises)
             finding = with_before(finding, jump, rise)
             if finding.severity == "error" and not self._scaled:
-                losses = (*self.loss.latest, *self._recent)
-                told = self._rates.now, self.loss.has_learned, jump, rise, self.loss.negated
-                known = Before(self.rows, self.blocks, losses, *told)
+                about = (*self.loss.latest, *self._recent), self._rates.now, self.loss.has_learned, jump, rise
+                known = Before(self.rows, self.blocks, *about, self.loss.negated)
                 finding = blamed(finding, known, self._model, self._ledger.last((finding.rule, "")))
         self._ledger.tell_at_once(finding)
 
