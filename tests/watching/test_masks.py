@@ -31,3 +31,39 @@ def test_a_run_with_a_mask_is_judged():
     rules = {f.rule for f in run.judge.findings if f.status == "fired"}
     assert {"numerical_overflow", "loss_spike", "learning_rate_too_high"} <= rules
     assert report(run.judge).verdict in ("warn", "error")
+
+
+def sometimes(step, values, scalars, losses):
+    if step // 20 % 4 == 2:
+        masked(step, values, scalars, losses)
+
+
+def test_a_mask_that_some_batches_have_is_a_warning_once():
+    run = Synthetic()
+    run.run(40, sometimes)
+    told = [f for f in run.judge.history if f.rule == "numerical_overflow" and f.status == "fired"]
+    assert [f.severity for f in told] == ["warn", *["info"] * 9]
+    assert told[1].consequence.startswith("None seen: it was there before and was gone again")
+    assert report(run.judge).verdict == "healthy"
+
+
+def test_another_block_or_one_that_did_harm_is_warned_of_again():
+    def elsewhere(step, values, scalars, losses):
+        sometimes(step, values, scalars, losses)
+        if step == 520:
+            values["nonfinite"][6] = 1.0
+
+    run = Synthetic()
+    run.run(28, elsewhere)
+    told = [f for f in run.judge.history if f.rule == "numerical_overflow" and f.status == "fired"]
+    assert [f.severity for f in told] == ["warn", *["info"] * 5, "warn"]
+
+    def harmful(step, values, scalars, losses):
+        sometimes(step, values, scalars, losses)
+        if step == 60:
+            values["nonfinite"][4] = values["gradient_nonfinite"][4] = 1.0
+
+    run = Synthetic()
+    run.run(8, harmful)
+    told = [f for f in run.judge.history if f.rule == "numerical_overflow" and f.status == "fired"]
+    assert [f.severity for f in told] == ["warn", "error", "warn"]

@@ -49,6 +49,7 @@ class Nonfinite:
         self._losses = 0  # bad ones in a row
         self._samples = 0
         self._masked = True  # in every sample so far
+        self._open, self._passed = set[str](), set[str]()  # blocks with what did no harm: now, and gone again before
 
     def see_loss(self, step: int, loss: float) -> None:
         """Take the loss of a step.
@@ -201,6 +202,8 @@ class Nonfinite:
         weights = _turned(view)
         if not (forward or backward or weights or self.bad_step is not None):
             self.finite_sample, self._samples, self._masked = view.step, 0, False
+            self._passed |= self._open
+            self._open = set()
             return None
         self._samples += 1
         scaled = view.sample.scalars.get("loss_scale", 1.0) != 1.0
@@ -210,7 +213,17 @@ class Nonfinite:
         exact = self.bad_step == view.step or (self.bad_step is None and self.finite_step == view.step)
         place = self._place(view, forward, backward, [*broken] or weights, exact=exact)
         masked = bool(forward) and not broken and self.bad_step is None and not backward and not weights
-        return self._finding(place, view.step, view.sample.rank, exact=exact, harmless=masked, always=self._masked)
+        those = {view.blocks.names[i] for i in forward}
+        again = masked and not self._masked and those <= self._passed
+        self._open = self._open | those if masked else set()
+        always = self._masked or again
+        finding = self._finding(place, view.step, view.sample.rank, exact=exact, harmless=masked, always=always)
+        if not again:
+            return finding
+        told = (
+            "None seen: it was there before and was gone again, and the loss and the gradients were finite each time."
+        )
+        return replace(finding, consequence=told)
 
     def _place(
         self, view: View, forward: Sequence[int], backward: Sequence[int], broken: Sequence[str], *, exact: bool
