@@ -583,7 +583,7 @@ def test_a_short_training_has_the_samples_of_a_verdict_and_then_pays_for_them():
     assert all(0.007 * count <= 0.01 * end + 1e-9 for count, (_, end) in enumerate(sampled[11:], 12))
 
 
-def test_what_a_short_training_has_not_paid_for_is_said_with_the_steps_that_it_takes():
+def test_what_a_short_training_has_not_paid_for_is_said_with_the_time_that_it_takes():
     def go_on(steps, own=0.0):
         for _ in range(steps):
             cadence.count(due := cadence.due(go_on.step), own=0.007 if due else own, seconds=0.013 + 0.007 * due)
@@ -594,21 +594,21 @@ def test_what_a_short_training_has_not_paid_for_is_said_with_the_steps_that_it_t
     go_on.step, cadence = 0, Cadence(every=20, max_overhead=0.01, regardless=11)
     assert (cadence.told, cadence.paid_in) == ("overhead not measured yet", 0)
     go_on(220)  # of 13 ms, of which 11 cost 7 more
-    assert cadence.told == f"overhead 2.6 % (1 % after {round(cadence.paid_in, -1):,} more steps)"
-    go_on(int(cadence.paid_in) - 1)
-    assert (cadence.told, cadence.paid_in) == ("overhead 1 %", 1), "rounded it is as it should be"
-    go_on(1)
+    assert cadence.told == "overhead 2.6 % (1 % after 5 more seconds)"
+    go_on(int(cadence.paid_in / 0.013))
+    assert (cadence.told, 0 < cadence.paid_in < 0.02) == ("overhead 1 %", True), "rounded it is as it should be"
+    go_on(2)
     assert (cadence.told, cadence.paid_in) == ("overhead 1 %", 0)
     assert cadence.overhead <= 0.01
     cadence = Cadence(every=20, max_overhead=0.01, regardless=11)
     go_on.step = 0
     go_on(500, own=0.0005)
     assert cadence.overhead > 0.038
-    assert cadence.told.endswith(" more steps)"), "once not every step is heard"
+    assert cadence.told.endswith(" (1 % after 4 more minutes)"), "once not every step is heard"
     cadence.pauses = False
     assert cadence.told.endswith(" % (steps are too short for 1 %)")
     go_on(2, own=0.00001)  # a busy machine stretched the others
-    assert cadence.told.endswith(" more steps)")
+    assert cadence.told.endswith(" more seconds)")
     cadence.max_overhead = float("inf")  # as tests ask for
     assert cadence.told.endswith(" %")
 

@@ -11,6 +11,7 @@ from tests.watching.by_hand import data, loss_of, make, sgd, train
 from torch import nn
 
 import levada
+from levada.watching.clocks import more_time
 from levada.watching.falling import Falling
 from levada.watching.overhead import Cadence
 from levada.watching.spike import Spikes
@@ -85,14 +86,28 @@ def test_what_torch_takes_to_call_hooks_is_known_by_the_steps_that_are_not_heard
     assert twice.cadence.overhead == pytest.approx(0.01, rel=0.15)
 
 
-def test_the_steps_until_it_is_paid_for_are_those_that_it_takes():
+def test_the_time_until_it_is_paid_for_is_what_it_takes():
     run = Trained()
     run.go_on(8000)
     told = run.cadence.paid_in
     assert run.cadence.overhead > 0.02
-    assert f"(1 % after {float(f'{told:.2g}'):,.0f} more steps)" in run.cadence.told
-    run.go_on(8000 + told)
+    assert f"(1 % after {more_time(told)})" in run.cadence.told
+    run.go_on(8000 + round(told / STEP))
     assert run.cadence.overhead < 0.0115
+
+
+def test_the_time_until_it_is_paid_for_runs_down_though_some_steps_wait():
+    run, told = Trained(), []
+    for steps in range(6000, 120_000, 6000):
+        run.go_on(steps)
+        for _ in range(15 if steps % 12_000 else 0):  # all of the last ones are eight times as long
+            run.cadence.count(False, own=OWN, seconds=8 * STEP)
+        told.append((run.cadence._trained, run.cadence.paid_in))
+    ends = [at + more for at, more in told]
+    assert 199 < min(ends)
+    assert max(ends) < 450, "by the last steps alone it would be eight times as long or as short"
+    calm = ends[1::2]
+    assert max(calm) - min(calm) < 0.1
 
 
 def test_two_steps_in_a_row_are_heard_between_pauses_however_much_is_owed():
@@ -121,7 +136,7 @@ def test_what_other_programs_took_is_told_with_the_steps_that_pay_for_it():
     cadence.timed(False, 130.0, 260_000)
     assert cadence.overhead > 0.0105
     paid = cadence.paid_in
-    assert paid * STEP * 0.005 == pytest.approx(cadence._taken() - 0.01 * cadence._trained, rel=0.01)
+    assert paid * 0.005 == pytest.approx(cadence._taken() - 0.01 * cadence._trained, rel=0.01)
 
 
 def test_a_sample_that_has_to_be_paid_for_is_waited_for_as_long_again_at_most_before_that_is_asked_again():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -9,7 +10,23 @@ from typing import Any, final
 
 import torch
 
-__all__ = ["Spent", "StepClock"]
+__all__ = ["Spent", "StepClock", "more_time"]
+
+
+def more_time(seconds: float) -> str:
+    """Return a time that is to come, in words, rounded up.
+
+    Args:
+        seconds: above 0.
+
+    Example:
+        >>> more_time(0.2), more_time(61.0), more_time(200.0), more_time(9000.0)
+        ('1 more second', '70 more seconds', '4 more minutes', '3 more hours')
+    """
+    unit, size = next((u for u in (("second", 1), ("minute", 60)) if seconds <= 99 * u[1]), ("hour", 3600))
+    count = math.ceil(seconds / size)
+    count = count if count <= 20 else 10 * math.ceil(count / 10)  # it is no better known
+    return f"{count:,} more {unit}{'s' if count > 1 else ''}"
 
 
 @final

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import final
 
 from levada._errors import UsageError, require_at_least, require_number
-from levada.watching.clocks import StepClock
+from levada.watching.clocks import StepClock, more_time
 
 __all__ = ["Cadence"]
 
@@ -290,7 +290,7 @@ class Cadence:
 
     @property
     def paid_in(self) -> float:
-        """Number of further steps after which the overhead is within the limit; infinity where hooks alone take more.
+        """Seconds of training after which the overhead is within the limit; infinity where hooks alone take more.
 
         The first samples are taken whatever they cost, so that a short training ends before they are paid for.
         """
@@ -299,14 +299,15 @@ class Cadence:
         if math.isnan(step) or math.isinf(self.max_overhead) or over <= 0:
             return 0
         share = _AT_LEAST * self.max_overhead
-        if self.pauses and not self._agreed and idle * self._dearer(idle) > share * step:
+        # By all steps so far: of the last few the machine may have kept some waiting.
+        short = self.first_pause is not None or self._idled * self._dearer(idle) > share * self._trained
+        if self.pauses and not self._agreed and short:
             # What was free, and the samples so far, are within a half each.
             whole = max(2 * _FREE, self.samples * cost) / share
-            seconds = max(whole - self._trained, over / share)  # what is heard meanwhile takes the other half
-            return math.ceil(seconds / self._bare(idle, step))
+            return max(whole - self._trained, over / share)  # what is heard meanwhile takes the other half
         allowed = self.max_overhead * step
         each = allowed - (idle if idle < allowed else min(self._idle))  # on a busy machine the watch's code waits, too
-        return math.ceil(over / each) if each > 0 else math.inf
+        return over / each * step if each > 0 else math.inf
 
     @property
     def heard(self) -> str:
@@ -328,8 +329,8 @@ class Cadence:
         told, limit = (f"{100 * share:.2g} %" for share in (self.overhead, self.max_overhead))
         more = 0 if f"{100 * self._taken() / self._trained:.2g} %" == limit else self.paid_in
         then = f"{100 * (self.max_overhead + self._slept / self._trained):.2g} %"
-        until = f" ({then} after {float(f'{more:.2g}'):,.0f} more step{'s' if more > 1 else ''})" if more else ""
-        until = f" (steps are too short for {limit})" if math.isinf(more) else until
+        until = f" (steps are too short for {limit})"
+        until = until if math.isinf(more) else f" ({then} after {more_time(more)})" if more else ""
         return f"overhead {told}{until}{self.asleep}{self.heard}"
 
     def wanted(self) -> int:

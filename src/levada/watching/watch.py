@@ -115,7 +115,7 @@ class Watch(Uncopied):
 
     @property
     def cost(self) -> str:
-        """`overhead` in words; where it is more than was allowed, also after how many more steps it is not."""
+        """`overhead` in words; where it is more than was allowed, also after how much more time it is not."""
         return self._engine.cadence.told
 
     @property
