@@ -72,4 +72,6 @@ def times_transposed(streams: Tensor, weights: Tensor) -> Tensor:
 def _takes(left: Tensor, right: Tensor) -> bool:
     if _LINEAR is None or left.dtype != torch.float32 or not torch._C._get_mkldnn_enabled():
         return False
-    return len(left) * right.numel() >= _WORTH_IT
+    if len(left) * right.numel() < _WORTH_IT:
+        return False
+    return right.is_contiguous() or right.t().is_contiguous()  # with gaps, a call takes a thousand times as long
