@@ -26,7 +26,7 @@ def gradients(outputs, last, leaves):
 @pytest.mark.parametrize("steps", [4, 14, STEPS])  # a block is 7 steps
 @pytest.mark.parametrize("wanted", ["all", "x", "state", "weight_ih", "weight_hh", "bias"])
 def test_a_sequence_is_its_steps(depth, steps, wanted, monkeypatch):
-    monkeypatch.setattr(blockwise, "_NUMBERS", 7 * BATCH * WIDTH)
+    monkeypatch.setattr(blockwise, "_NUMBERS", 7 * BATCH * WIDTH // torch.get_num_threads())
     cell, s = build(depth)
     x = torch.randn(steps, BATCH, 3, dtype=torch.float64)
     leaves = {"x": x, "state": s, **dict(cell.named_parameters())}
@@ -49,7 +49,7 @@ def test_a_sequence_is_its_steps(depth, steps, wanted, monkeypatch):
 
 
 def test_gradients_of_gradients_many_at_once_and_forward_ones(monkeypatch):
-    monkeypatch.setattr(blockwise, "_NUMBERS", 3 * BATCH * WIDTH)
+    monkeypatch.setattr(blockwise, "_NUMBERS", 3 * BATCH * WIDTH // torch.get_num_threads())
     cell, s = build(2)
     x = torch.randn(5, BATCH, 3, dtype=torch.float64, requires_grad=True)
     weight = cell.weight_hh.detach().clone().requires_grad_()

@@ -47,7 +47,9 @@ def by_scan(cell, x, h):
 @positive
 @pytest.mark.parametrize("wanted", [(0, 1), (0,), (1,)])
 def test_blocks_of_steps_are_the_scan(kind, positive, wanted, monkeypatch):
-    monkeypatch.setattr(blockwise, "_NUMBERS", 7 * 2 * 4)  # 7 steps of 2 rows of 4: 23 steps are 4 blocks
+    monkeypatch.setattr(
+        blockwise, "_NUMBERS", 7 * 2 * 4 // torch.get_num_threads()
+    )  # 7 steps of 2 rows of 4: 23 steps are 4 blocks
     cell, h = build(kind, positive=positive)
     cell.requires_grad_(0 in wanted)
     x = torch.randn(23, 2, 3, dtype=torch.float64)
@@ -63,7 +65,7 @@ def test_blocks_of_steps_are_the_scan(kind, positive, wanted, monkeypatch):
 
 @kinds
 def test_blocks_have_gradients_of_gradients_many_at_once_and_forward_ones(kind, monkeypatch):
-    monkeypatch.setattr(blockwise, "_NUMBERS", 2 * 4)
+    monkeypatch.setattr(blockwise, "_NUMBERS", 2 * 4 // torch.get_num_threads())
     cell, h = build(kind)
     x, h = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True), h.requires_grad_()
     assert torch.autograd.gradgradcheck(lambda x, h: cell.run(x, (h,))[0].sin(), (x, h))

@@ -70,8 +70,8 @@ def gradients_again(
 
 
 def blocks_of(steps: int, numbers: int) -> list[slice]:
-    """Return the steps in blocks, of so many numbers at each step."""
-    size = max(1, _NUMBERS // max(1, numbers))
+    """Return the steps in blocks, of so many numbers at each step; each thread has a cache of its own."""
+    size = max(1, _NUMBERS * torch.get_num_threads() // max(1, numbers))
     return [slice(start, min(start + size, steps)) for start in range(0, steps, size)]
 
 

@@ -156,8 +156,11 @@ class _Sequence(torch.autograd.Function):
         by_x = torch.empty_like(x, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
         by_ih, by_hh, by_bias = (torch.zeros_like(t) for t in (weight_ih, weight_hh, bias))
         by_state = by_last.clone()
-        for place, block in reversed([*enumerate(blocks_of(len(x), initial.numel()))]):
+        stop = len(x)
+        for place in reversed(range(len(kept) // 2)):
             fed, states = kept[2 * place : 2 * place + 2]
+            block = slice(stop - fed.shape[1], stop)
+            stop = block.start
             before = kept[2 * place - 1][-1, -1] if place else initial
             found = _back(by_state, before, weight_hh, fed, states, cotangent[block])
             by_bias += found.sum((1, 2))
