@@ -27,6 +27,7 @@ from levada.runs.frames import Damage
 from levada.runs.lock import is_held
 from levada.runs.processes import Recorded
 from levada.runs.standing import sampling
+from levada.runs.unended import lacking_ends, without_end
 
 __all__ = ["watch_view"]
 
@@ -66,6 +67,7 @@ def watch_view(
     held = is_held(run.path)
     recorded = last_recorded(events, together.last)
     whole, state = state_of(events, steps, held=held, damage=damage)
+    state += f" {sentence(lacking)}." if (lacking := lacking_ends(without_end(run.path, events))) else ""
     standing = together.standing(steps)
     verdict = standing.verdict
     logged, kept = logged_in(depth.first), bundles_in(run.path) if drawn else []
