@@ -188,6 +188,27 @@ def test_numbers_that_are_no_steps_break_no_page(tmp_path: Path) -> None:
     assert "It rose." in render_report([tmp_path / "run"])
 
 
+def test_a_headline_gives_the_first_reason_in_few_words_and_the_line_below_all_of_it(tmp_path: Path) -> None:
+    lost = "the loss is 1.059 and was 0.6376 at its best, and what is measured does not tell why"
+    why = {"wrong_loss": lost, "a": "no loss was seen", "b": "no loss was seen", "c": "no block ran", "d": "no step"}
+    with RunWriter.create(tmp_path / "run", kind="watch", name="run") as events:
+        events.append("loss", steps=[0, 1], values=[1.0] * 2)
+        events.append("judged", step=1, rules=["loss_spike"], unjudged=why, waiting=["wrong_loss"])
+        events.append("end", steps=2, samples=0, dropped=0)
+
+    def head() -> str:
+        page = render_report([tmp_path / "run"])
+        return page[page.index("<h1") : page.index("The run ended")]
+
+    assert ">Not judged: the loss is 1.059 and was 0.6376 at its best.<" in head()
+    assert f">T{lost[1:]}.<" in head()
+    with RunWriter.open(tmp_path / "run") as events:
+        events.append("judged", step=1, rules=["loss_spike"], unjudged=why, waiting=sorted(why))
+        events.append("end", steps=2, samples=0, dropped=0)
+    assert ">Not judged: no loss was seen.<" in head()
+    assert f">No loss was seen; {lost}; no block ran; for 1 more see the notes.<" in head()
+
+
 def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
     with (
         RunWriter.create(tmp_path / "run", kind="watch", name="early") as events,
@@ -199,7 +220,7 @@ def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
         events.append("judged", step=4, rules=["loss_spike", "vanishing_gradient"], unjudged={}, waiting=[])
     words = " ".join(Page(render_report([tmp_path / "run"])).text.split())
     assert "healthy up to step 4 of 100, not ended" in words
-    assert "reached every block up to step 4 of 100; what came after was not sampled" in words
+    assert "reached every block up to step 4 of 100. What came after was not sampled." in words
     assert "5 samples kept, the last of step 4" in words
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from levada.runs.standing import Standing, sampling
+from levada.runs.sampled import sampling
+from levada.runs.standing import Standing
 
 DEPTH = "vanishing_gradient"
 

@@ -281,6 +281,67 @@ def test_plain_lines_come_between_samples_too(monkeypatch: pytest.MonkeyPatch) -
     assert "step 601" not in out.getvalue()
 
 
+def test_the_curve_goes_on_between_samples(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+    watch, ended = make_watch(), list[tuple[int, torch.Tensor]]()
+    watch.ended_losses = lambda: ended
+    live = Live(watch, stream=terminal.stream)
+
+    def end(step: int, loss: float) -> None:
+        live.before_update(step, torch.tensor(loss))
+        ended.append((step, torch.tensor(loss)))
+
+    for step in range(1, 9):
+        end(step, 2.0)
+        ended.clear()
+        live.sampled(Sample(step, 0.0, {"gradient_rms": torch.ones(12)}, {}, ((step, 2.0),)))
+    for step in range(9, 17):  # without a sample
+        end(step, 1.0)
+    live._redraw()
+    terminal.feed()
+    assert "loss 2 " in terminal.text
+    curve = loss_lines(live._curve(), 80, 4, fine=True)
+    assert live._curve().values == [2.0] * 8 + [1.0] * 8
+    assert curve[-1][0][0].split() == ["1"]  # the smallest loss, on the left
+    # A sample brings what is known better, as steps that were skipped, and all of it stands once.
+    known = ((9, 1.0), *((step, 0.5) for step in range(10, 18)))
+    ended.clear()
+    live.sampled(Sample(17, 0.0, {"gradient_rms": torch.ones(12)}, {}, known))
+    assert live._curve().values == [2.0] * 8 + [1.0] + [0.5] * 8
+    live.close()
+
+
+def test_the_curve_waits_for_no_device_between_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, sent = False, list[torch.Tensor]()
+
+    class Way:
+        def __init__(self, numbers: torch.Tensor) -> None:
+            sent.append(numbers)
+
+        def ready(self) -> bool:
+            return arrived
+
+        def host(self) -> torch.Tensor:
+            assert arrived
+            return sent[-1]
+
+    class OnDevice(torch.Tensor):
+        is_cpu, is_cuda = False, True
+
+        def __float__(self) -> float:
+            raise AssertionError("waited for the device")
+
+    monkeypatch.setattr("levada.watching.live.OnItsWay", Way)
+    watch, live = make_watch(), None
+    watch.ended_losses = lambda: [(step, torch.tensor(float(step)).as_subclass(OnDevice)) for step in range(1, 5)]
+    live = Live(watch, plain=True, stream=io.StringIO())
+    live.sampled(make_sample(0))
+    assert live._curve().values == live._curve().values == [2.0]
+    assert len(sent) == 1  # one copy at a time
+    arrived = True
+    assert live._curve().values == [2.0, 1.0, 2.0, 3.0, 4.0]
+    assert len(sent) == 1
+
+
 def test_only_the_first_process_shows_anything(terminal: Terminal) -> None:
     live = Live(make_watch(), stream=terminal.stream)
     live.sampled(make_sample(0, rank=1))

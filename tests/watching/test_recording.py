@@ -442,4 +442,4 @@ def test_an_error_that_ends_a_training_is_in_its_record(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert main(["report", str(tmp_path / "run"), "-o", str(page)]) == 0
     assert "The training ended by an error: RuntimeError: disk on fire." in page.read_text()
-    assert "The run ended after 3 steps." in page.read_text()
+    assert "The run was stopped by an error after 3 steps: RuntimeError." in page.read_text()

@@ -34,6 +34,8 @@ def state_of(
     Example:
         >>> state_of([{"type": "end"}], 40, held=False, damage=None)
         (True, 'The run ended after 40 steps.')
+        >>> state_of([{"type": "end", "error": "ValueError: no"}], 40, held=False, damage=None)[1]
+        'The run was stopped by an error after 40 steps: ValueError.'
         >>> state_of([], 1, held=True, damage=None)
         (False, 'The run is being written now, and has made at least 1 step.')
         >>> state_of([], 40, held=False, damage=None)[1][:21]
@@ -43,7 +45,7 @@ def state_of(
     if held:  # also where it is gone on with, and has no event yet
         return False, f"The run is being written now, and has made {made}."
     if ended(events):
-        return True, f"The run ended after {count(steps, 'step')}."
+        return True, f"The run {_end(events, count(steps, 'step'))}."
     torn = damage is not None and damage.kind != "incomplete"  # what is incomplete, a killed process leaves
     if torn or any(event.get("type") == "repaired" for event in events[-1:]):
         return False, f"Whether the run ended cannot be known, as the end of its event log is damaged; it made {made}."
@@ -51,6 +53,19 @@ def state_of(
         why = "its last process was on another machine, or this is a copy"
         return False, f"Whether the run goes on or was cut off cannot be known here: {why}. It made {made}."
     return False, f"The run was cut off: its process was killed, or the machine went down. It made {made}."
+
+
+def _end(events: Sequence[Mapping[str, Any]], steps: str) -> str:
+    """Say how a run ended, with the type of the error that stopped it."""
+    last: Mapping[str, Any] = next((event for event in reversed(events) if event.get("type") == "end"), {})
+    kind, _, why = str(last.get("error") or "").partition(": ")
+    if kind.rstrip(":") == "KeyboardInterrupt":
+        return f"was interrupted after {steps}"
+    if not kind:
+        return f"ended after {steps}"
+    if why.startswith("train: "):  # by which a training stops itself
+        return f"was stopped after {steps}"
+    return f"was stopped by an error after {steps}: {kind.rstrip(':')}"
 
 
 def bundles_in(run: Path) -> list[Kept]:

@@ -18,7 +18,7 @@ from levada.report.ranks import Depth, at
 from levada.report.record import again, bundle_notes, bundles_in, logged_facts, logged_figures, logged_in, state_of
 from levada.report.series import Span
 from levada.report.staged import read_together
-from levada.report.standing import headline_read
+from levada.report.standing import headline_read, lead_read
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
 from levada.runs.absent import absent
 from levada.runs.bundles import Kept
@@ -26,7 +26,8 @@ from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import Damage
 from levada.runs.lock import is_held
 from levada.runs.processes import Recorded
-from levada.runs.standing import sampling
+from levada.runs.sampled import sampling
+from levada.runs.unended import lacking_ends, without_end
 
 __all__ = ["watch_view"]
 
@@ -66,6 +67,7 @@ def watch_view(
     held = is_held(run.path)
     recorded = last_recorded(events, together.last)
     whole, state = state_of(events, steps, held=held, damage=damage)
+    state += f" {sentence(lacking)}." if (lacking := lacking_ends(without_end(run.path, events))) else ""
     standing = together.standing(steps)
     verdict = standing.verdict
     logged, kept = logged_in(depth.first), bundles_in(run.path) if drawn else []
@@ -81,7 +83,7 @@ def watch_view(
         "called": f"{standing.called}{'' if whole else ' so far' if held else ', not ended'}",
         "sign": SIGNS[verdict],
         "headline": headline_read(standing, fired, lost, damage, ended=whole),
-        "claim": f"{fired[0].get('claim', '')} {_as_of(fired[0])}".strip() if fired else "",
+        "claim": f"{lead_read(standing, damage)} {_claim(fired)}".strip(),
         "state": state if whole else f"{'Not ended yet' if held else 'Not ended'}: {recorded}. {state}",
         "open_end": "" if whole or held else f"not ended: {recorded}",
         "damage": [*lost, *of_bundles(kept), *of_absent(absent(run.path, events) if drawn else ())],
@@ -142,6 +144,10 @@ def _told_again(one: Mapping[str, Any]) -> int | None:
     """Give the step of which a finding's numbers are, where it is another than the one at which it was told."""
     renewed = number(one.get("renewed"))
     return int(renewed) if renewed is not None and math.isfinite(renewed) else None
+
+
+def _claim(fired: Sequence[Mapping[str, Any]]) -> str:
+    return f"{fired[0].get('claim', '')} {_as_of(fired[0])}".strip() if fired else ""
 
 
 def _as_of(one: Mapping[str, Any]) -> str:

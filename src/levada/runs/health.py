@@ -29,6 +29,7 @@ from levada.runs.segments import UnreadableError, damaged, of_tail, orphaned, pl
 from levada.runs.signals import PAUSES, Signals
 from levada.runs.tables import read_tables
 from levada.runs.tail import read_tail
+from levada.runs.unended import lacking_ends, without_end
 
 __all__ = ["Health", "RankHealth", "doctor"]
 
@@ -108,7 +109,7 @@ class Health:
         lost: what is missing of the log.
         gone: what the run says that it kept, and no longer has.
         open_end: of a watched run or a training whose end is not read, what was recorded last, and whether the end is
-            said behind a damage; "" of others.
+            said behind a damage; of one that ended, which other processes have no end; else "".
     """
 
     path: Path
@@ -248,7 +249,7 @@ def _open_end(folder: Path, kind: str, read: Sequence[Mapping[str, Any]], hidden
                 sampled += zip(found.steps[-1:], found.times[-1:], strict=True)
         recorded, over = last_recorded(events, sampled[0] if sampled else None), ended(events)
     else:
-        return ""
+        return lacking_ends(without_end(folder, read)) if kind == "watch" else ""
     if hidden and not is_held(folder):
         state = "ended" if over else "not ended"
         return f"{state}: {recorded}, as the good frames behind the damage say; --reseal makes them readable"

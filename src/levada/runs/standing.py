@@ -1,15 +1,15 @@
-"""What a watched run may be called, by which of its rules have judged it; and how its sampling is told."""
+"""What a watched run may be called, by which of its rules have judged it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
 from levada._names import CALLED
 
-__all__ = ["CONTINUED", "EVENT", "OVER_DEPTH", "PLACED", "Standing", "Verdict", "sampling"]
+__all__ = ["CONTINUED", "EVENT", "OVER_DEPTH", "PLACED", "Standing", "Verdict"]
 
 Verdict: TypeAlias = Literal["healthy", "warn", "error", "unknown"]
 EVENT: Final = "judged"
@@ -22,9 +22,8 @@ PLACED: Final = frozenset({"dead_units", "frozen_layers"})
 """Rules whose findings at two blocks are two faults; of the others one is told at a time."""
 
 _ALARMS: Final[tuple[Verdict, ...]] = ("error", "warn")
-_LATEST: Final = 8  # distances between samples that are told
-_LATE: Final = 2  # times the largest of them: what the last sample may be behind before that is told
 _COUNTED: Final = (("samples", "sampled step", "s"), ("losses", "loss", "es"))
+_TOLD: Final = 3  # reasons below a headline
 _LISTS: Final = ("rules", "waiting", "few", "stages")
 OVER_DEPTH: Final = frozenset({"exploding_gradient", "exploding_signal", "vanishing_gradient", "vanishing_signal"})
 """Rules that compare blocks over depth, of which a stage of a pipeline sees a part."""
@@ -210,16 +209,36 @@ class Standing:
             >>> Standing((), (), why, frozenset({"loss_spike"}), 0, 1).headline
             'Not judged: no loss was seen'
             >>> Standing((), (), why, frozenset(why), 0, 1).headline, Standing(sampled=0, steps=1).headline
-            ('Not judged: see the notes', 'The record does not say which rules judged it')
+            ('Not judged: 3 are needed', 'The record does not say which rules judged it')
         """
-        why = {self.unjudged.get(rule, "") for rule in self.waiting - set(self.few)}
-        if len(why) > 1 or (self.unjudged and not self.waiting):
-            return "Not judged: see the notes"
-        if why:
-            return f"Not judged: {next(iter(why))}"
+        if why := self._why:
+            return f"Not judged: {why[0].split(', ')[0].split('; ')[0]}"
         lacking = self.few or self.sampled is None
         short = "Too few samples to judge" + (f": {self.wanted}" if self.wanted else "")
         return short if lacking else "The record does not say which rules judged it"
+
+    @property
+    def elaborated(self) -> str:
+        """The reasons of `headline` in full, where it leaves out some of it; else "".
+
+        Example:
+            >>> Standing(unjudged={"loss_spike": "no loss was seen"}).elaborated
+            ''
+            >>> Standing(unjudged={"loss_spike": "no loss was seen", "lost_update": "3 are needed"}).elaborated
+            'no loss was seen; 3 are needed'
+        """
+        why = self._why
+        told = "; ".join(why[:_TOLD]) + (f"; for {len(why) - _TOLD} more see the notes" if len(why) > _TOLD else "")
+        return "" if not why or self.headline.endswith(told) else told
+
+    @property
+    def _why(self) -> list[str]:
+        """The reasons why the verdict is "unknown", other than too few samples, the one of most rules first."""
+        waiting = self.waiting - set(self.few)
+        if not waiting and (self.waiting or not self.unjudged):
+            return []
+        rules = [rule for rule in self.unjudged if rule in waiting or not waiting]
+        return [why for why, _ in Counter(self.unjudged[rule] for rule in rules).most_common()]
 
     def withheld(self, why: str, *, stages: Sequence[int] = (), num_stages: int = 0) -> Self:
         """Give the same of a run of which this is a part only: no rule has judged it, and what alarms does so.
@@ -370,27 +389,3 @@ class Standing:
             adaptive=said.get("adaptive") is not False,
             reached=reached if isinstance(reached := said.get("reached"), int) else None,
         )
-
-
-def sampling(sampled: Sequence[int], steps: int) -> str:
-    """Say how far apart the last samples are, by the steps that were sampled; and if none came for long since.
-
-    Args:
-        sampled: steps that were sampled, the latest of them at least.
-        steps: steps that were made.
-
-    Example:
-        >>> sampling([0, 20, 40], 50), sampling(range(9), 9)
-        ('sampled every 20 steps', 'sampled every step')
-        >>> sampling([0, 20, 63], 5000)
-        'sampled every 20 to 43 steps; the last sample is 4,936 steps old'
-        >>> sampling([], 7), sampling([0], 7)
-        ('no step was sampled', 'sampled once, at step 0')
-    """
-    if len(sampled) < 2:
-        return f"sampled once, at step {sampled[0]:,}" if sampled else "no step was sampled"
-    distances = [after - before for before, after in pairwise(sampled[-_LATEST - 1 :])]
-    low, high = min(distances), max(distances)
-    text = "every step" if high == 1 else f"every {high:,} steps" if low == high else f"every {low:,} to {high:,} steps"
-    behind = steps - 1 - sampled[-1]
-    return f"sampled {text}" + (f"; the last sample is {behind:,} steps old" if behind > _LATE * high else "")

@@ -85,6 +85,13 @@ class Course:
         self._sums[-1] += loss
         self._counts[-1] += 1
 
+    def copy(self) -> Course:
+        """Return another with the same losses, to which more can be added."""
+        made = Course(self._most)
+        made._size, made._sums, made._counts = self._size, [*self._sums], [*self._counts]
+        made.began, made.last = self.began, self.last
+        return made
+
     @property
     def values(self) -> list[float]:
         """The mean loss of each stretch; not a number where one loss of it was none."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from levada._names import printable
 from levada.runs.bundles import bundles_of, replayed
-from levada.runs.standing import Standing, sampling
+from levada.runs.sampled import sampling
+from levada.runs.standing import Standing
 from levada.watching.drawing import Course, Line
 from levada.watching.places import original
 

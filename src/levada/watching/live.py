@@ -9,8 +9,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, TextIO, final
 
+import torch
 from torch import Tensor
 
 from levada._errors import UsageError
@@ -31,6 +33,7 @@ from levada.watching.ledger import case_of
 from levada.watching.lines import BETWEEN, cost_pieces, finding_lines, fired, footing, standing_in, summary
 from levada.watching.sample import Sample
 from levada.watching.screen import Screen
+from levada.watching.transfer import OnItsWay
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,6 +86,8 @@ class Live:
         self._stream = sys.stderr if stream is None else stream
         self._plain = plain
         self._losses = Course()
+        self._shown: Course | None = None  # with the losses since the last sample, made anew by the next
+        self._sent: tuple[list[int], OnItsWay] | None = None
         self._strip: Strip | None = None
         self._step = -1
         self._sampled: deque[int] = deque(maxlen=64)
@@ -124,6 +129,7 @@ class Live:
         ):
             self._losses.add(step, loss)
         self._hear_others()
+        self._shown = self._sent = None
         self._strip.add(sample)
         changed = self._hear_findings()
         if self._showing():
@@ -177,6 +183,30 @@ class Live:
             console = self._terminal(min(self._width(), MAX_WIDTH))
             for line in summary(self._watch, self._losses, width=console.width, fine=_fine(console)):
                 self._write(self._rendered(line, console, None) + "\n")
+
+    def _curve(self) -> Course:
+        """Return the losses with those since the last sample, without waiting for the device.
+
+        Of several processes samples alone bring the losses of all.
+        """
+        if self._shown is None:
+            self._shown = self._losses.copy()
+        if is_one_of_several():
+            return self._shown
+        if self._sent is not None and self._sent[1].ready():
+            for step, loss in zip(self._sent[0], self._sent[1].host().tolist(), strict=True):
+                self._shown.add(step, loss)
+            self._sent = None
+        after = -1 if self._shown.last is None else self._shown.last[0]
+        ended: Sequence[tuple[int, Tensor]] = getattr(self._watch, "ended_losses", tuple)()
+        new = [*takewhile(lambda one: one[0] > after, reversed(ended))][::-1]
+        if all(loss.is_cpu for _, loss in new):
+            for step, loss in new:
+                self._shown.add(step, float(loss))
+        elif self._sent is None and all(loss.is_cuda for _, loss in new):  # they arrive until a later drawing
+            steps, held = zip(*new, strict=True)
+            self._sent = [*steps], OnItsWay(torch.stack([loss.detach().reshape(()).double() for loss in held]))
+        return self._shown
 
     def _last(self, *, wait: bool) -> tuple[int, float] | None:
         """Return the newest step whose loss is known: samples bring those of all processes, and come seldom."""
@@ -243,7 +273,7 @@ class Live:
         rule = ("─" if fine else "-") * width
         loss, rows, findings, _ = self._heights(height)
         drawn = [[(rule, "dim")], self._heading(width, fine)]
-        curve = loss_lines(self._losses, width, loss, fine=fine)
+        curve = loss_lines(self._curve(), width, loss, fine=fine)
         drawn += curve or [[] for _ in range(loss)]
         drawn.append(heading_line(strip, width))
         drawn += strip_lines(strip, width, rows, fine=fine, coloured=coloured)

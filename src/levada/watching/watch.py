@@ -18,7 +18,8 @@ from levada.connection import require_module
 from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
-from levada.runs.standing import Standing, sampling
+from levada.runs.sampled import sampling
+from levada.runs.standing import Standing
 from levada.watching.account import report, trace_of
 from levada.watching.arguments import optimizers_of, require_arguments, require_scalars
 from levada.watching.engine import Engine
