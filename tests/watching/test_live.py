@@ -375,14 +375,50 @@ def test_drawing_takes_a_small_share_of_the_time(terminal: Terminal, monkeypatch
 
 
 def test_two_watches_share_a_terminal(terminal: Terminal) -> None:
-    first, second = Live(make_watch(), stream=terminal.stream), Live(make_watch(), stream=terminal.stream)
+    watches = make_watch(), make_watch()
+    watches[1].run = "runs/a-2"
+    first, second = (Live(watch, stream=terminal.stream) for watch in watches)
     first.sampled(make_sample(0))
     second.sampled(make_sample(7))
     terminal.feed()
-    assert "levada: step 7, loss 0.25" in terminal.text
+    assert "levada a-2: step 7, loss 0.25" in terminal.text
     assert sum("gradient by block" in line for line in terminal.screen) == 1
+    assert any(line.startswith("levada a  step 0") for line in terminal.screen)
     second.close()
     first.close()
+    terminal.feed()
+    assert "levada a  40 steps watched" in terminal.text
+    assert "levada a-2  33 steps watched" in terminal.text
+
+
+def test_a_line_names_its_watch_where_another_is_shown() -> None:
+    out = io.StringIO()
+
+    def told(run: str | None) -> tuple[Live, Any]:
+        watch = make_watch()
+        watch.run = run
+        return Live(watch, plain=True, stream=out), watch
+
+    alone, _ = told("runs/alone")
+    alone.sampled(make_sample(0))
+    alone.close()
+    (first, watch), (second, _), (third, _), (fourth, _) = told("runs/g"), told(None), told("x/d"), told("y/d")
+    for live in (first, second, third, fourth):
+        live.sampled(make_sample(0))
+    watch.findings.append(make_finding())
+    first.found_between_samples(3)
+    for live in (second, third, fourth, first):
+        live.close()
+    alone._next = 0.0
+    alone.sampled(make_sample(20))  # its watch is entered again, when the others are over
+    begins = [line.split(", ")[0] for line in out.getvalue().splitlines() if line.startswith("levada")]
+    assert begins == [
+        "levada: step 0",
+        "levada  40 steps watched",
+        *("levada g: step 0", "levada 2: step 0", "levada x/d: step 0", "levada y/d: step 0", "levada g: step 3"),
+        *(f"levada {name}  40 steps watched" for name in ("2", "x/d", "y/d", "g")),
+        "levada: step 20",
+    ]
 
 
 def test_a_watch_that_is_entered_again_is_shown_again(terminal: Terminal) -> None:

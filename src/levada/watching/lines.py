@@ -122,7 +122,9 @@ def _record(watch: Any) -> list[str]:
     return told + ([f"{dropped:,} samples were dropped"] if dropped else [])
 
 
-def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: bool = True) -> list[Line]:
+def summary(
+    watch: Any, losses: Course | None = None, *, width: int = 80, fine: bool = True, called: str = ""
+) -> list[Line]:
     """Say what a watch saw: findings, cost, and where the record is.
 
     Args:
@@ -130,6 +132,7 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
         losses: of its steps.
         width: of the lines, at most.
         fine: whether letters beyond ASCII can be shown.
+        called: a name behind a space, where other watches are shown too.
     """
     began, last = (None, None) if losses is None else (losses.began, losses.last)
     steps, first = int(watch.steps), 0 if began is None else began[0]
@@ -138,7 +141,7 @@ def summary(watch: Any, losses: Course | None = None, *, width: int = 80, fine: 
     told += f", {first:,} to {steps - 1:,}" if first and seen > 1 else ""
     if began is not None and last is not None:
         told += f", loss {began[1]:.4g} to {last[1]:.4g}" + (f" at step {last[0]:,}" if last[0] < steps - 1 else "")
-    lines: list[Line] = [[("levada", "bold cyan"), ("  ", ""), (told, "")]]
+    lines: list[Line] = [[(f"levada{called}", "bold cyan"), ("  ", ""), (told, "")]]
     for one in fired(watch):
         lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine)]
     standing = standing_in(watch)

@@ -19,6 +19,7 @@ from levada._errors import UsageError
 from levada._names import CALLED, printable
 from levada._ranks import is_first, is_one_of_several
 from levada.runs import Run
+from levada.watching.among import Among
 from levada.watching.drawing import (
     Course,
     Line,
@@ -61,7 +62,8 @@ class Live:
     In a terminal the view stands in the last lines, and all that is printed scrolls above it. It is drawn when a sample
     comes, at most four times a second, and so seldom that drawing takes at most 1/500 of the time; the watch counts it
     as its own. Elsewhere, as in the log of a job, a plain line comes after ten seconds, then ever more seldom, and one
-    for each finding. Only the first process shows anything, and none that it forks.
+    for each finding. Only the first process shows anything, and none that it forks. Where several watches are shown at
+    once, each line names its own.
 
     Args:
         watch: the watch that this listens to.
@@ -103,6 +105,8 @@ class Live:
         self._cleared: list[Finding] = []
         self._closed = False
         self._process = os.getpid()
+        self._among = Among(watch)
+        self._among.open()
 
     def before_update(self, step: int, loss: Tensor | None) -> None:
         """Count the step: the view moves, and lines come, between samples too, without waiting for the loss."""
@@ -120,6 +124,7 @@ class Live:
         if sample.rank != 0 or not is_first() or self._forked:
             return
         self._closed = False  # a watch may be entered again
+        self._among.open()
         if self._strip is None or len(self._strip.names) != len(self._watch.sites):
             self._strip = Strip([site.name for site in self._watch.sites])
         self._step = max(self._step, sample.step)
@@ -160,6 +165,7 @@ class Live:
         if self._forked or not is_first():
             return
         self._closed = False  # as above
+        self._among.open()
         self._step = max(self._step, step)
         changed = self._hear_findings()
         if self._screen is not None and self._showing():
@@ -181,8 +187,10 @@ class Live:
             if last is not None and (self._losses.last is None or last[0] > self._losses.last[0]):
                 self._losses.add(*last)
             console = self._terminal(min(self._width(), MAX_WIDTH))
-            for line in summary(self._watch, self._losses, width=console.width, fine=_fine(console)):
+            fine, called = _fine(console), self._among.called
+            for line in summary(self._watch, self._losses, width=console.width, fine=fine, called=called):
                 self._write(self._rendered(line, console, None) + "\n")
+        self._among.close()
 
     def _curve(self) -> Course:
         """Return the losses with those since the last sample, without waiting for the device.
@@ -284,7 +292,8 @@ class Live:
 
     def _heading(self, width: int, fine: bool) -> Line:
         told = [*self._now(self._step), *cost_pieces(self._watch, self._sampled, self._step + 1)]
-        return [("levada", "bold cyan"), ("  ", ""), (fitting(told, BETWEEN[fine], width - 8), "")]
+        name = f"levada{self._among.called}"
+        return [(name, "bold cyan"), ("  ", ""), (fitting(told, BETWEEN[fine], width - len(name) - 2), "")]
 
     def _now(self, step: int) -> list[str]:
         """Say the step and the newest loss that is known."""
@@ -318,11 +327,11 @@ class Live:
         self._next = time.monotonic() + self._pause
         self._pause = min(1.5 * self._pause, PLAIN_SECONDS[1])
         told = [*self._now(step), *gradient, *cost_pieces(self._watch, self._sampled, self._step + 1)]
-        self._write(f"levada: {', '.join(told)}\n")
+        self._write(f"levada{self._among.called}: {', '.join(told)}\n")
 
     def _say(self, step: int, changed: Sequence[str]) -> None:
         for line in changed:
-            self._write(f"levada: step {step:,}, {printable(line)}\n")
+            self._write(f"levada{self._among.called}: step {step:,}, {printable(line)}\n")
 
     def _range(self, sample: Sample) -> list[str]:
         values = sample.values.get("gradient_rms")
