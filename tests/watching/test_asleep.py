@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.watching.by_hand import data, loss_of, make, sgd
+from tests.watching.by_hand import data, loss_of, make, sgd, train
 
 import levada
 from levada.watching.asleep import Asleep
@@ -107,3 +107,23 @@ def test_an_estimate_is_no_higher_than_what_a_pass_and_a_step_take(monkeypatch):
             optimizer.step()
     each = watch._engine.cadence._slept / watch._engine.cadence._passed_by
     assert 0 < each < watch._engine.cadence._trained / 400
+
+
+def test_ctrl_c_while_hooks_are_timed_leaves_the_pause_as_it_was(monkeypatch):
+    monkeypatch.setattr(Cadence, "pause", lambda self, step: 7 if step == 3 else 0)
+    measure, model = Asleep.measure, make()
+
+    def interrupted(self):
+        measure(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Asleep, "measure", interrupted)
+    optimizer = sgd(model)
+    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+        with pytest.raises(KeyboardInterrupt):
+            train(model, optimizer, data(20))
+        assert watch.steps == 10
+        monkeypatch.setattr(Asleep, "measure", measure)
+        train(model, optimizer, data(5))
+        assert watch.steps == 15
+        assert not watch._engine.pauses.on

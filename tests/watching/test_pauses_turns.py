@@ -354,3 +354,43 @@ def test_a_round_is_as_long_as_the_rarest_turn_and_forgets_who_rests_for_long():
         turn.end()
     assert turn.round == 1
     assert not turn.usual
+
+
+def test_a_turn_that_is_left_in_a_pause_may_add_to_the_next_loss_which_is_not_told(planned):
+    planned |= {4: 20}
+    hears, model = Hears(), make()
+    optimizers = [sgd(part, lr=0.01) for part in parts(model)]
+    with levada.watch(model, optimizers, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        turns((0, 1))(model, optimizers, data(6))
+        loss_of(model, data(1)[0]).backward()
+        watch.leave()
+        optimizers[0].zero_grad()  # and the other one keeps what it has
+        loss_of(model, data(1)[0]).backward()
+        optimizers[1].step()
+    assert watch.steps == 7
+    assert math.isnan(hears.losses[6])
+
+
+@pytest.mark.parametrize("passes", [False, True])
+def test_what_rested_is_not_told_behind_a_pass_of_validation_either(planned, passes):
+    planned |= {4: 20}
+    model = make()
+    optimizers = [sgd(part, lr=0.01) for part in parts(model)]
+    with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+        turns((0, 1))(model, optimizers, data(9))
+        model.head.weight.grad = torch.full_like(model.head.weight, math.inf)
+        if passes:
+            loss_of(model, data(1)[0])
+    assert watch.findings == []
+
+
+@pytest.mark.parametrize("pause", [0, 20])
+def test_a_loss_that_is_given_behind_the_turn_of_another_network_is_that_of_the_next_step(planned, pause):
+    planned |= {4: pause}
+    model = Adversaries()
+    optimizers = [sgd(part, lr=0.01) for part in parts(model)]
+    with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+        adversaries(1)(model, optimizers, data(9))
+        watch.leave(loss=model.critic(data(1)[0]).mean() * math.nan)
+    assert watch.steps == 9
+    assert [(finding.rule, finding.evidence["step"]) for finding in watch.findings] == [("numerical_overflow", 9)]

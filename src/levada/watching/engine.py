@@ -312,14 +312,14 @@ class Engine:
         """Tell of a step that is left before its update because its loss or a gradient is not finite.
 
         Args:
-            again: makes the step's gradients once more, sampled, so that the block is known; of several processes all
-                give it, or none.
+            again: makes the gradients anew, sampled, to know the block; all of several processes give it, or none.
             loss: of the step, if it was not seen.
         """
-        if self._heard:
-            return
         paused, asked = self.pauses.on, again is not None
-        if self.pauses.leave():
+        nothing = self.pauses.leave(anew=asked) and loss is None
+        if loss is not None:
+            self._end_rested()  # it is of the next step
+        if self._heard or nothing:
             return
         bad, loss = step_left(self.losses, self.passes, self.model, loss, self.unfit, asked=asked, paused=paused)
         if bad:

@@ -153,15 +153,19 @@ class Pauses:
         self.part()
         self.end(within=not last)
 
-    def leave(self) -> bool:
-        """End it where a loop may have ended; return whether there was one, and nothing came behind an update."""
-        paused = self.on
-        stopped = paused and self._passes.idle > 0 and not self._losses.own.called
+    def leave(self, *, anew: bool = False) -> bool:
+        """End it where a loop may have ended; return whether there was one, and no backward pass behind an update.
+
+        Args:
+            anew: whether the gradients of the step that is left are made anew.
+        """
+        paused, passed, called = self.on, self._passed, self._losses.own.called
+        stopped = paused and self._passes.idle > 0 and not called
         self.part()
         if stopped:
             self._stopped = self._counted.steps, self._steps, isinstance(sys.exc_info()[1], Exception)
-        self.end()
-        return paused and self._turn.begun
+        self.end(within=passed and not anew)  # what a loop goes on with may add to those gradients
+        return paused and (self._turn.begun or not called)
 
     @property
     def unheard(self) -> tuple[str, bool]:
@@ -209,10 +213,12 @@ class Pauses:
             kept = self._left, self._steps, self._called, self._updates
             counted, flags = (self._counted.steps, self._counted.updates), (passes.idle, own.called)
             passes.idle, self._left = -1, 1 << 40  # so that the pass does not end it
-            self._asleep.measure()
-            self._turn.drop()
-            self._left, self._steps, self._called, self._updates = kept
-            (self._counted.steps, self._counted.updates), (passes.idle, own.called) = counted, flags
+            try:
+                self._asleep.measure()
+            finally:  # Ctrl-C comes at any time, and a notebook goes on
+                self._turn.drop()
+                self._left, self._steps, self._called, self._updates = kept
+                (self._counted.steps, self._counted.updates), (passes.idle, own.called) = counted, flags
         steps = self._steps if self._alone else self._updates
         self._cadence.sleep(self._asleep.seconds(passes=self._called, steps=steps))
 
