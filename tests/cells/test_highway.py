@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from levada.cells import RecurrentHighway, blockwise, highway
+from levada.cells import MinGRU, MinLSTM, RecurrentHighway, blockwise, highway
 
 STEPS, BATCH, WIDTH = 23, 2, 4
 
@@ -87,3 +87,26 @@ def test_autocast_has_its_products_in_low_precision():
         expected = by_steps(cell, x, s.float())
     assert torch.equal(outputs, expected)
     assert not torch.equal(outputs, cell.run(x, (s.float(),))[0])
+
+
+@pytest.mark.parametrize("kind", [RecurrentHighway, MinGRU, MinLSTM])
+@pytest.mark.parametrize("made", ["state of x", "state of an earlier run", "x of an earlier run", "x of the state"])
+def test_a_graph_of_gradients_does_not_count_the_way_between_inputs(kind, made):
+    torch.manual_seed(0)
+    cell = kind(WIDTH, WIDTH).double()
+    x = torch.randn(6, BATCH, WIDTH, dtype=torch.float64, requires_grad=True)
+    s = torch.randn(BATCH, WIDTH, dtype=torch.float64, requires_grad=True)
+
+    def found(create_graph):
+        outputs, last = cell.run(x, (s,))
+        given = {
+            "state of x": (x, (x[0].sin(),)),
+            "state of an earlier run": (x.sin(), last),
+            "x of an earlier run": (outputs, (s,)),
+            "x of the state": (x * s, (s,)),
+        }
+        y = cell.run(*given[made])[0].square().sum()
+        leaves = [x, s, *cell.parameters()]
+        return torch.autograd.grad(y, leaves, create_graph=create_graph, materialize_grads=True)
+
+    torch.testing.assert_close(found(True), found(False))

@@ -61,9 +61,10 @@ def gradients_again(
         cotangents: the gradients by what was returned.
     """
     higher, needed = torch.is_grad_enabled(), [*needed]
-    tensors = [*tensors] if higher else [x.detach() for x in tensors]
-    wanted = [x if higher else x.requires_grad_() for x, need in zip(tensors, needed, strict=True) if need]
     with torch.enable_grad():
+        # aliases: one tensor may be made of another, and that way is for autograd to go, not for this to count as well
+        tensors = [x.view_as(x) if higher else x.detach() for x in tensors]
+        wanted = [x if higher else x.requires_grad_() for x, need in zip(tensors, needed, strict=True) if need]
         returned = run(*tensors)
     found = iter(torch.autograd.grad(returned, wanted, cotangents, create_graph=higher))
     return [next(found) if need else None for need in needed]
