@@ -575,3 +575,16 @@ def test_the_last_loss_is_that_of_the_last_step_however_rare_samples_are() -> No
     assert "loss 0.02564" in "".join(piece for piece, _ in live._heading(80, True))
     live.close()
     assert "loss 2 to 0.02564" in out.getvalue()
+
+
+def test_a_watch_that_is_shown_twice_is_one() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    watch = levada.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), every=1, max_overhead=math.inf)
+    outs = [io.StringIO(), io.StringIO()]
+    for out in outs:
+        watch.listen(Live(watch, plain=True, stream=out))
+    with watch:
+        model(torch.randn(4, 2)).square().mean().backward()
+        watch.optimizers[0].step()
+    assert all("levada: step 0" in out.getvalue() for out in outs)

@@ -43,7 +43,7 @@ class Among:
     def open(self) -> None:
         """Count this as shown; again is harmless."""
         with self._lock:
-            others = [one for one in self._shown if one is not self]
+            others = [one for one in self._shown if one._watch is not self._watch]  # shown twice, it is one still
             if self not in self._shown:
                 taken = {one._number for one in others}
                 self._number = next(i for i in range(1, len(others) + 2) if i not in taken)
