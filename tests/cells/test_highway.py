@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from levada.cells import MinGRU, MinLSTM, RecurrentHighway, blockwise, highway
 
@@ -110,3 +111,12 @@ def test_a_graph_of_gradients_does_not_count_the_way_between_inputs(kind, made):
         return torch.autograd.grad(y, leaves, create_graph=create_graph, materialize_grads=True)
 
     torch.testing.assert_close(found(True), found(False))
+
+
+def test_checkpointed_it_has_the_same_gradients():
+    cell, s = build(2)
+    x = torch.randn(6, BATCH, 3, dtype=torch.float64)
+    again = torch.utils.checkpoint.checkpoint(cell.run, x, (s,), use_reentrant=False)
+    leaves = [*cell.parameters()]
+    (got, (last,)), (expected, (end,)) = again, cell.run(x, (s,))
+    torch.testing.assert_close(gradients(got, last, leaves), gradients(expected, end, leaves))

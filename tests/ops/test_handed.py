@@ -9,6 +9,7 @@ from tests.ops.test_hyper import run
 from torch.autograd import gradcheck, gradgradcheck
 
 from levada import SinglePassManifoldHyperConnection, Stack
+from levada._errors import UsageError
 from levada.ops import _kernels, write_streams
 from levada.ops._define import plain_operations
 from levada.ops.manifold import Form
@@ -176,3 +177,19 @@ def test_the_connection_reads_by_it_unless_somebody_looks(calls, joined):
     with plain_operations():
         torch.testing.assert_close(got, step(), rtol=1e-9, atol=1e-11)
     assert (len(calls), len(joined)) == (2, 4)
+
+
+@pytest.mark.parametrize("way", ["kernels", "plain"])
+@pytest.mark.parametrize("shape", [(3, 2, 4), (6, 4), (1, 3, 4), (4,)], ids=str)
+def test_weights_of_other_tokens_are_refused(shape, way, monkeypatch):
+    """As many numbers in another order would be read as other tokens'."""
+    monkeypatch.setattr(_kernels, "_FOUND", way == "kernels")
+    state, _, *others = (x.detach() for x in arguments((2, 3), 4, 5))
+    writes = state[..., 0, :], torch.ones(2, 3, 4).double(), torch.eye(4).double().expand(2, 3, 4, 4)
+    for call in (
+        lambda handed: read_handed(state, handed, *others, PAPER),
+        lambda handed: write_and_read_handed(state, *writes, handed, tuple(others), PAPER),
+    ):
+        assert call(torch.ones(2, 3, 4).double())[0].shape == (2, 3, 5)
+        with pytest.raises(UsageError, match=r"one weight for each stream of each token, \(2, 3, 4\)"):
+            call(torch.ones(shape).double())

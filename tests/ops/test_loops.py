@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import os
 import threading
 import weakref
@@ -78,3 +79,23 @@ def test_the_hyperbolic_tangent_is_that_of_c(dtype):
     real = ~np.isnan(x)
     bound = np.maximum(2 * np.finfo(dtype).eps * np.abs(expected[real]), np.finfo(dtype).smallest_subnormal)
     assert (np.abs(got[real] - expected[real]) <= bound).all()
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e30])
+@pytest.mark.parametrize(("n", "dim"), [(2, 6), (3, 5), (4, 64), (8, 33)])
+def test_streams_whose_squares_overflow_are_read_as_by_plain_operations(n, dim, scale):
+    """One over the root of infinity is 0: an estimate of it, which a compiler may take, is NaN."""
+    g = torch.Generator().manual_seed(0)
+    state = scale * torch.randn(9, n, dim, generator=g)
+    project, of_sparse = torch.randn(n + 2, dim, generator=g), torch.randn(n + 2, n * dim, generator=g)
+    parameters = torch.zeros(n), torch.eye(n), torch.ones(n), project, torch.ones(1), torch.ones(1), torch.ones(dim)
+    for module, given in (
+        ("hyper", (*parameters, None)),
+        ("hyper", (*parameters, torch.ones(dim))),
+        ("sparse", (of_sparse, torch.ones(1), torch.zeros(n))),
+    ):
+        cpu, reference = (importlib.import_module(f"levada.ops.{module}.{name}") for name in ("cpu", "reference"))
+        found, expected = cpu.read(state, *given, 1e-6), reference.read_and_keep(state, *given, 1e-6)
+        for got, truth in zip(found, expected, strict=True):
+            assert torch.isfinite(truth).all()
+            torch.testing.assert_close(got, truth, rtol=1e-3, atol=1e-4 * float(truth.abs().max()))

@@ -153,3 +153,20 @@ def test_the_connection_reads_by_it_unless_somebody_looks(fixed, calls):
     connection.coefficients = lambda state: seen.append(1) or type(connection).coefficients(connection, state)
     torch.testing.assert_close(got, step(), rtol=1e-9, atol=1e-11)
     assert seen
+
+
+@pytest.mark.filterwarnings("ignore:var_mean")  # of no tokens
+@pytest.mark.parametrize("leading", [(0,), (2, 0), (), (3,)], ids=str)
+@pytest.mark.parametrize("fixed", [0, 2, 3])
+def test_no_tokens_and_no_scores_are_read_as_by_plain_operations(leading, fixed):
+    torch.manual_seed(0)
+    connection = SparseHyperConnection(6, streams=3, active=3, fixed=fixed).double()
+    state = torch.randn(*leading, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def step():
+        new = connection.advance(state, torch.nn.Tanh())
+        return [new.detach(), *torch.autograd.grad(new.sin().sum(), [state, *connection.parameters()])]
+
+    got = step()
+    with plain_operations():
+        torch.testing.assert_close(got, step(), rtol=1e-9, atol=1e-11)

@@ -149,7 +149,8 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor, by_last: Tensor) -> tuple[Tensor | None, ...]:
-        (*tensors,), kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        saved = ctx.saved_tensors  # once: checkpointing hands it out no second time
+        (*tensors,), kept = saved[:5], saved[5:]
         if asked_for_more(cotangent, by_last):
             return tuple(gradients_again(_looped, tensors, ctx.needs_input_grad, (cotangent, by_last)))
         x, initial, weight_ih, weight_hh, bias = tensors

@@ -17,7 +17,7 @@ from numba import carray, types  # type: ignore[import-untyped, import-not-found
 from numba.extending import intrinsic, overload  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-__all__ = ["array_at", "compiled", "exp", "over_addresses", "over_tokens", "tanh"]
+__all__ = ["array_at", "compiled", "exp", "one_over_root", "over_addresses", "over_tokens", "tanh"]
 
 _WORTH_A_THREAD: Final = 2**15  # elements: a thread takes some microseconds to begin
 
@@ -137,6 +137,17 @@ def array_at(address, first, shape, like):  # type: ignore[no-untyped-def]
 
 # Neither reordered nor contracted but to fused products, as what it makes of a number does not depend on others.
 _exactly = numba.njit(nogil=True, fastmath={"contract"}, error_model="numpy")
+
+
+@_exactly
+def one_over_root(x, one):  # type: ignore[no-untyped-def]
+    """Return 1 / sqrt(x), of infinity 0: where quotients may be products, an estimate is made of which infinity is NaN.
+
+    Args:
+        x: a number.
+        one: of its type.
+    """
+    return one / math.sqrt(x)
 
 
 @_exactly

@@ -172,7 +172,8 @@ class Reading:
         flat, leading = state, state.ndim - 2
         if leading != 1:
             flat = state.reshape(-1, *state.shape[-2:])
-            by = tuple(None if y is None else y.reshape(-1, *y.shape[leading:]) for y in by)
+            tokens = flat.shape[0]  # -1 stands for no axis beside one of 0
+            by = tuple(None if y is None else y.reshape(tokens, *y.shape[leading:]) for y in by)
         if any(by[k] is None for k in self.required):
             like = self.fake(flat, *others, *options)
             by = tuple(like[k].zero_() if y is None and k in self.required else y for k, y in enumerate(by))

@@ -6,12 +6,10 @@ Arrays are indexed, never sliced: to hand on a slice takes as long as to add up 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 # What Numba caches of this file does not see changes of that one: after one, save this one as well.
-from levada.ops._numba import array_at, compiled, over_addresses, tanh
+from levada.ops._numba import array_at, compiled, one_over_root, over_addresses, tanh
 
 __all__ = ["by_rows_at", "over_addresses", "read_at", "read_backward_at"]
 
@@ -74,7 +72,7 @@ def _read(state, x, reads, mix, writes, found, norms, read, mixed, write, scales
                 total = zero
                 for c in range(width):
                     total += (state[t, j, c] - mean) * (state[t, j, c] - mean)
-                inverse = one / math.sqrt(total * share + epsilon)
+                inverse = one_over_root(total * share + epsilon, one)
                 norms[t, j, 0], norms[t, j, 1] = inverse, mean
                 place = ((t - start) * n + j) * rows
                 for k in range(rows):

@@ -3,12 +3,10 @@
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 # What Numba caches of this file does not see changes of that one: after one, save this one as well.
-from levada.ops._numba import array_at, compiled, exp, over_addresses
+from levada.ops._numba import array_at, compiled, exp, one_over_root, over_addresses
 
 __all__ = ["over_addresses", "read_at", "read_backward_at"]
 
@@ -32,7 +30,8 @@ def _read(state, x, reads, scores, found, norms, sums, scale, bias, epsilon):
             for c in range(width):
                 total += (state[t, j, c] - mean) * (state[t, j, c] - mean)
         variance = total * share
-        one_over, of_squares = one / math.sqrt(variance + epsilon), one / math.sqrt(variance + mean * mean + epsilon)
+        one_over = one_over_root(variance + epsilon, one)
+        of_squares = one_over_root(variance + mean * mean + epsilon, one)
         norms[t, 0], norms[t, 1], norms[t, 2] = one_over, of_squares, mean
         for k in range(routed):
             found[t, k] = (found[t, k] - mean * sums[k]) * one_over

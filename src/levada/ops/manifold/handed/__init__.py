@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from levada._errors import UsageError
 from levada.ops._ahead import takes_both, write_and_read
 from levada.ops._kernels import has_kernels
 from levada.ops.manifold.handed import reference
@@ -37,7 +38,11 @@ def read_handed(
         scale: `(3,)`, or `(2,)`.
         bias: `(2 n + n^2,)`, or `(2 n,)`.
         form: which of the connections' forms.
+
+    Raises:
+        UsageError: if there is not one weight for each stream of each token.
     """
+    _require_fitting(state, handed)
     if not has_kernels(state, handed, projection, scale, bias):
         return *reference.read(state, handed, projection, scale, bias, form), state
     if handed.ndim != 2:
@@ -61,10 +66,22 @@ def write_and_read_handed(
         handed: the weight of each new stream in what is read of them, `(..., n)`.
         own: the next layer's projection, scale and bias.
         form: the next layer's.
+
+    Raises:
+        UsageError: if there is not one weight for each stream of each token.
     """
+    _require_fitting(state, handed)
     if mix is None or not takes_both(state, out, weights, mix, handed, *own):
         return read_handed(write_streams(state, out, weights, mix), handed, *own, form)
     if handed.ndim != 2:
         handed = handed.reshape(-1, handed.shape[-1])
     x, reads, writes, made, new = write_and_read(READ, state, out, weights, mix, handed, *own, *form)
     return x, reads, writes, made if form.mixes else None, new
+
+
+def _require_fitting(state: Tensor, handed: Tensor) -> None:
+    if handed.shape != state.shape[:-1]:
+        raise UsageError(
+            f"read_handed: there must be one weight for each stream of each token, {tuple(state.shape[:-1])}, got "
+            f"{tuple(handed.shape)}. Reshape them: in another order they would be other tokens'."
+        )
