@@ -30,7 +30,8 @@ _FORM = Form(norm_epsilon=_NORM_EPSILON)
 def _places(index: Tensor, n: int) -> Tensor:
     """Return where chosen streams are among those of all tokens, one below the other."""
     tokens = index.shape[:-1].numel()
-    return (index.reshape(tokens, index.shape[-1]) + n * torch.arange(tokens, device=index.device).unsqueeze(-1)).flatten()
+    starts = n * torch.arange(tokens, device=index.device).unsqueeze(-1)
+    return (index.reshape(tokens, index.shape[-1]) + starts).flatten()
 
 
 def _rows(state: Tensor, index: Tensor) -> Tensor:
