@@ -194,7 +194,8 @@ class Engine:
     @quietly
     def _begin(self) -> None:
         self.losses.own.follow()
-        self._end_rested()
+        if not self.passes.apart():
+            self._end_rested()
         if self._reading is not None:
             self._reading.begin()
             self.weights.begin()
@@ -324,13 +325,12 @@ class Engine:
         bad, loss = step_left(self.losses, self.passes, self.model, loss, self.unfit, asked=asked, paused=paused)
         if bad:
             self.left(self.steps, loss)
-        if loss is None:
-            return
-        if again is not None:
+        if loss is not None and again is not None:
             self._disarm()
             self._arm(anyway=True)
             again()
-        if self._reading is not None and (again is not None or (bad and not self._together.several)):
+        sampled = asked or (bad and not self._together.several)
+        if self._reading is not None and loss is not None and sampled:
             self.weights.left()
             self.losses.end(self.steps)
             self._send(self._reading)

@@ -228,6 +228,10 @@ class Passes:
         """Return whether a pass with gradients is under way."""
         return self._under.depth > 0 and self._under.learning
 
+    def apart(self) -> bool:
+        """Return whether this thread calls no backward pass, while another runs the model and calls them."""
+        return bool(self._learners) and threading.get_ident() not in self._learners
+
     def counts(self) -> bool:
         """Return whether what runs now is of a pass that may train the model: not an evaluation, nor a tracer's."""
         return (torch.is_grad_enabled() or self.inside() or in_backward()) and not symbolic()
@@ -240,7 +244,7 @@ class Passes:
         if torch.compiler.is_compiling():
             return
         if self.paused:
-            self.idle += torch.is_grad_enabled()
+            self.idle += torch.is_grad_enabled() and not self.apart()
             if self.idle <= self._patience:
                 return
             self.awake()
@@ -250,7 +254,7 @@ class Passes:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not self._model:
             return
-        self.idle += torch.is_grad_enabled()
+        self.idle += torch.is_grad_enabled() and not self.apart()
         under = self._under
         if under.depth and _calls_of(module) < 2:  # Ctrl-C in forward calls no hook: that pass is over
             ended = under.learning
@@ -262,7 +266,7 @@ class Passes:
             return
         under.returned = False
         under.learning = torch.is_grad_enabled() and not in_backward() and not symbolic()
-        under.apart = bool(self._learners) and threading.get_ident() not in self._learners
+        under.apart = self.apart()
         if under.learning:
             self._ran.add(threading.get_ident())
         if under.learning and under.apart:
