@@ -3,12 +3,14 @@
 import contextlib
 import math
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from tests.watching.by_hand import agree, by_hand, data, loss_of, make, sgd, train, watch
 
+import levada
 from levada.watching.own import OwnPasses
 from levada.watching.script import Watches
 
@@ -247,3 +249,30 @@ def test_losses_that_other_threads_make_are_of_the_step_whose_backward_pass_is_c
     assert watching.passed == len(data()) - first  # of the second step it was not known yet
     (finding,) = watching.findings
     assert "the batch that the model was given is not finite" in finding.claim
+
+
+def test_a_thread_that_evaluates_with_gradients_all_the_time_ends_no_measuring():
+    """Both threads write what is measured: lists that did not fit each other ended the watch, or the process."""
+    model, over = make(), threading.Event()
+    optimizer = sgd(model)
+
+    def evaluate():
+        x = data(1)[0]
+        while not over.is_set():
+            loss_of(model, x)
+
+    with warnings.catch_warnings(), levada.watch(model, optimizer, every=2, max_overhead=1e9) as watch:
+        warnings.simplefilter("error")
+        beside = threading.Thread(target=evaluate)
+        beside.start()
+        try:
+            for x in data(150):
+                optimizer.zero_grad()
+                loss_of(model, x).backward()
+                optimizer.step()
+        finally:
+            over.set()
+            beside.join()
+    assert watch.steps == 150
+    assert len(watch.samples) > 50
+    assert not [one for one in watch.findings if one.severity != "info"]

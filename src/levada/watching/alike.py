@@ -92,9 +92,10 @@ class Alike:
             >>> round(float(alike.size()), 4)
             3.5355
         """
-        if not self._sizes:
+        sizes = [*self._sizes]  # another thread may run the model meanwhile
+        if not sizes:
             return None
-        return torch.stack([size.to(self._sizes[0].device, non_blocking=True) for size in self._sizes]).mean().sqrt()
+        return torch.stack([size.to(sizes[0].device, non_blocking=True) for size in sizes]).mean().sqrt()
 
     def of(self, targets: int | Sequence[int] | None) -> Tensor | None:
         """Return how many rows the batches have, if those of each pass are the same one; 0 if they differ.
@@ -105,12 +106,12 @@ class Alike:
         Returns:
             A number on the device of the inputs, NaN if it is not known; None if that is known already.
         """
+        passes = [*self._passes]
         if isinstance(targets, int) or targets is None:
-            each: list[int | None] = [targets] * len(self._passes)
+            each: list[int | None] = [targets] * len(passes)
         else:  # some passes may have had a loss whose targets are not known
-            whole = len(targets) == len(self._passes)
-            each = [*targets] if whole else [targets[-1] if targets else None] * len(self._passes)
-        told = [None if seen is None else _told(seen, n) for seen, n in zip(self._passes, each, strict=True)]
+            each = [*targets] if len(targets) == len(passes) else [targets[-1] if targets else None] * len(passes)
+        told = [None if seen is None else _told(seen, n) for seen, n in zip(passes, each, strict=True)]
         if not told or any(one is None for one in told):
             return None
         found = [one for one in told if one is not None]

@@ -123,19 +123,25 @@ class Reading:
                 self.tanh.add(place)
         if tensor.is_floating_point():
             value = tensor if type(tensor) is Tensor else plain(tensor)
-            if self._careful and not value.is_inference():
-                self._versions.append((place, value, value._version))
-            if activation and block:
-                self._statistics.see(slot, value, at_once=self._careful)
-            else:
-                kind = self._statistics.zeros if activation else self._statistics.signal
-                kind.add(slot, value, at_once=self._careful)
+            with self._statistics.lock:
+                if not self._open:  # another thread has ended the step
+                    return
+                self._measure(slot, value, activation=activation, block=block)
         if not block:
             return
         if tensor.requires_grad and torch.is_grad_enabled():
             self._expect(slot, tensor)
         else:
             self._without_graph.add(slot)
+
+    def _measure(self, slot: Slot, value: Tensor, *, activation: bool, block: bool) -> None:
+        if self._careful and not value.is_inference():
+            self._versions.append((slot[1], value, value._version))
+        if activation and block:
+            self._statistics.see(slot, value, at_once=self._careful)
+        else:
+            kind = self._statistics.zeros if activation else self._statistics.signal
+            kind.add(slot, value, at_once=self._careful)
 
     def _see_again(self, slot: Slot, tensor: Tensor) -> None:
         """Take what a checkpoint computes again: what it made under no_grad first has its graph only now."""
@@ -153,9 +159,10 @@ class Reading:
         return self._task == graph_task()  # else a checkpoint inside computes it once more
 
     def _expect(self, slot: Slot, tensor: Tensor) -> None:
-        self._number += 1
-        self._expected[self._number] = slot, tensor.numel()
-        handle = hear_gradient(tensor, Arrival(self._arrive, self._number, slot))
+        with self._statistics.lock:
+            self._number = number = self._number + 1
+            self._expected[number] = slot, tensor.numel()
+        handle = hear_gradient(tensor, Arrival(self._arrive, number, slot))
         if handle is not None:
             self._handles.append(handle)
 
@@ -189,16 +196,17 @@ class Reading:
 
     def end(self, completed: bool) -> None:
         """End a pass: measure what is held of it before it can be overwritten; forget it if it failed."""
-        self._statistics.signal.flush()
-        self._statistics.zeros.flush()
+        with self._statistics.lock:
+            self._statistics.signal.flush()
+            self._statistics.zeros.flush()
+            for place, tensor, version in self._versions:
+                if tensor._version != version:
+                    self._statistics.signal.hasty.add(place)
+                    self._statistics.zeros.hasty.add(place)
+            self._versions.clear()
         if not completed:
             self._failed.add(self.number)
             self._between = True
-        for place, tensor, version in self._versions:
-            if tensor._version != version:
-                self._statistics.signal.hasty.add(place)
-                self._statistics.zeros.hasty.add(place)
-        self._versions.clear()
 
     def restart(self) -> None:
         """Forget the passes whose gradients were cleared before the update."""
@@ -210,13 +218,14 @@ class Reading:
 
     def close(self) -> None:
         """Take nothing more."""
-        self._open = False
-        self._versions.clear()
-        self._kept.clear()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._statistics.clear()
+        with self._statistics.lock:
+            self._open = False
+            self._versions.clear()
+            self._kept.clear()
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+            self._statistics.clear()
 
     def table(self, places: int, device: torch.device) -> Tensor:
         """Return what was measured, on the device.
@@ -235,11 +244,12 @@ class Reading:
                 self._statistics.gradient.add(self._expected[number][0], gradient)
             for kind in self._statistics.all():
                 kind.flush()
+            expected = [*self._expected.items()]
         wide = torch.float32 if device.type == "mps" else torch.float64
         table = torch.zeros(places, len(TABLE), dtype=wide)
         reached = self._reached or set(range(self.passes + 1))
         those = self.counted = reached - self._failed - (self._cleared - self._reached)
-        for number, (slot, count) in self._expected.items():
+        for number, (slot, count) in expected:
             if number not in self._arrived and slot[0] in those & self._reached:  # no gradient reached it: it is zero
                 table[slot[1], 3] += count
         result = table.to(device, non_blocking=True)

@@ -215,7 +215,8 @@ class Statistics:
         self.signal, self.zeros = Kind(SQUARES, self._forward), Kind(ZEROS, self._forward)
         self.gradient = Kind(SQUARES, self._backward)
         self._both = self.signal, self.zeros
-        self.lock = threading.Lock()  # gradients arrive in a thread for each device
+        # Gradients arrive in a thread for each device, others run the model, and a signal may end the watch anywhere.
+        self.lock = threading.RLock()
 
     def all(self) -> tuple[Kind, Kind, Kind]:
         """Return them in the order of the table."""
