@@ -209,6 +209,21 @@ def test_a_headline_gives_the_first_reason_in_few_words_and_the_line_below_all_o
     assert f">No loss was seen; {lost}; no block ran; for 1 more see the notes.<" in head()
 
 
+def test_jumps_of_one_divergence_are_told_once_with_their_steps(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path / "run", kind="watch", name="diverged") as writer:
+        writer.append("loss", steps=[0, 1, 2], values=[3.0, 2.0, 1.0])
+        for step, severity in ((745, "warn"), (749, "warn"), (758, "error"), (2000, "warn")):
+            evidence = {"step": step, "ended_at": step + 2, "back_at": None, "told_at": step}
+            told = {"rule": "loss_spike", "severity": severity, "claim": f"It rose at {step}.", "where": {}}
+            writer.append("finding", step=step, **told, status="fired", evidence=evidence, case=f"loss_spike {step}")
+    run = Run(tmp_path / "run")
+    findings = watch_view(run, "diverged", list(run.events()))["findings"]
+    assert [one["claim"] for one in findings] == ["It rose at 758.", "It rose at 2000."]
+    assert [one["title"] for one in findings] == ["Loss spike, and 2 more", "Loss spike"]
+    assert ("not back from jumps at steps", "745, 749") in findings[0]["evidence"]
+    assert not any("jumps" in row[0] for row in findings[1]["evidence"])
+
+
 def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:
     with (
         RunWriter.create(tmp_path / "run", kind="watch", name="early") as events,

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from levada.runs.standing import Standing
 from levada.watching import Sample
 from levada.watching.among import Among
 from levada.watching.drawing import RAMP, Course, Strip, loss_lines, strip_lines
+from levada.watching.lines import finding_lines
 from levada.watching.live import Live, summary
 from levada.watching.screen import Screen
 
@@ -556,6 +558,53 @@ def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
         "  x vanishing_gradient  The gradient shrinks by six decades.",
         "  overhead 0.42 %, sampled every 10 to 19 steps, no record is kept, 3 samples were dropped",
     ]
+
+
+def make_jumps() -> list[Finding]:
+    """Give one divergence: the loss jumped from the level of before again and again, and did not come back."""
+    known = ((745, "warn", 747), (749, "warn", 750), (758, "error", 760))
+    return [
+        Finding(
+            "loss_spike",
+            severity,
+            "fired",
+            f"The loss jumped at step {step}.",
+            evidence={"step": step, "ended_at": ended, "back_at": None, "told_at": ended},
+        )
+        for step, severity, ended in known
+    ]
+
+
+def test_jumps_of_one_divergence_are_told_once() -> None:
+    out, watch = io.StringIO(), make_watch()
+    live = Live(watch, plain=True, stream=out)
+    live.sampled(make_sample(744))
+    for step, jump in zip((747, 750, 760), make_jumps(), strict=True):
+        watch.findings.append(jump)
+        live.found_between_samples(step)
+    watch.findings[:] = [replace(one, status="clear", evidence=one.evidence) for one in watch.findings]
+    live.found_between_samples(900)
+    assert out.getvalue().splitlines()[1:] == [
+        "levada: step 747, warning: loss_spike: The loss jumped at step 745.",
+        "levada: step 760, error: loss_spike and 2 more: The loss jumped at step 758.",
+        "levada: step 900, over: loss_spike and 2 more",
+    ]
+
+
+def test_the_summary_and_the_view_tell_a_divergence_once_and_what_is_apart_by_itself() -> None:
+    watch = make_watch()
+    watch.findings = [*make_jumps(), make_finding()]
+    text = ["".join(part for part, _ in line) for line in summary(watch)]
+    assert sum("loss_spike" in line for line in text) == 1
+    assert any(line.startswith("  ✕ loss_spike and 2 more  The loss jumped at step 758.") for line in text)
+    drawn = finding_lines(watch.findings, [], Standing(("error",)), 80, 2, True)
+    assert ["".join(part for part, _ in line)[:24] for line in drawn] == [
+        "✕ loss_spike and 2 more ",
+        "✕ vanishing_gradient  Th",
+    ]
+    watch.findings[2] = replace(watch.findings[2], evidence={**watch.findings[2].evidence, "step": 2000})
+    text = ["".join(part for part, _ in line) for line in summary(watch)]
+    assert [line.split("  ")[1] for line in text if "loss_spike" in line] == ["✕ loss_spike", "! loss_spike and 1 more"]
 
 
 @pytest.mark.parametrize(("steps", "told"), [(8, "7 steps watched, 1 to 7, loss 2 to 128"), (10, "128 at step 7")])

@@ -24,6 +24,7 @@ from levada.runs.absent import absent
 from levada.runs.bundles import Kept
 from levada.runs.ending import ended, last_recorded
 from levada.runs.frames import Damage
+from levada.runs.jumps import more, onset, told_together
 from levada.runs.lock import is_held
 from levada.runs.processes import Recorded
 from levada.runs.sampled import sampling
@@ -60,6 +61,7 @@ def watch_view(
     depth = Depth(together)
     fired = [one for one in findings if one.get("status", "fired") == "fired"]
     known = [one for one in findings if one.get("status") != "unknown"]
+    once = [(known[i], [known[j] for j in others]) for i, others in told_together(known).items()]
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     left = _left(events)
     losses = depth.first.losses() if depth.first is not None else run.losses()
@@ -73,7 +75,7 @@ def watch_view(
     logged, kept = logged_in(depth.first), bundles_in(run.path) if drawn else []
     whose = of_whom(events)
     figures = [*_drawn(depth, losses, findings, left, logged, whose), *inside_figures(run, together)] if drawn else []
-    told = _findings(known[:MAX_FINDINGS], depth, kept, drawn)
+    told = _findings(once[:MAX_FINDINGS], depth, kept, drawn)
     lost = of_signals(ranks)  # when all was read
     facts = [("steps", f"{steps:,}" if whole else f"at least {steps:,}", _samples(depth, left))]
     facts += [*_facts(depth, losses, events, steps, len(run.ranks)), *logged_facts(logged)]
@@ -94,7 +96,7 @@ def watch_view(
         "notes": [
             # Beside an error it is of no weight which rules have not judged.
             f"{sentence(standing.counted)}." if verdict == "error" else standing.told,
-            *_notes(run.ranks, ranks, depth, events, len(known)),
+            *_notes(run.ranks, ranks, depth, events, len(once)),
             *(bundle_notes(kept, told, alarmed=standing.alarmed) if drawn else ()),
         ],
         "table": table_view(blocks),
@@ -103,14 +105,29 @@ def watch_view(
 
 
 def _findings(
-    known: Sequence[Mapping[str, Any]], depth: Depth, kept: Sequence[Kept], drawn: bool
+    known: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+    depth: Depth,
+    kept: Sequence[Kept],
+    drawn: bool,
 ) -> list[dict[str, Any]]:
-    """Give findings as a check shows them; of several of one rule, the first has the command for the kept step."""
+    """Give findings as a check shows them; of several of one rule, the first has the command for the kept step.
+
+    Args:
+        known: each with the jumps of the loss that are told with it.
+        depth: the blocks.
+        kept: the steps that are kept.
+        drawn: as of `watch_view`.
+    """
     seen = set[str]()
     told = []
-    for one in known:
+    for one, others in known:
         rule = str(one.get("rule"))
-        told.append(_told(one, depth, () if rule in seen else kept, drawn))
+        view = _told(one, depth, () if rule in seen else kept, drawn)
+        if others:
+            view["title"] += f",{more(others)}"
+            at_steps = ", ".join(f"{step:,}" for step in sorted(map(onset, others)))
+            view["evidence"].append(("not back from jumps at steps", at_steps))
+        told.append(view)
         seen.add(rule)
     return told
 

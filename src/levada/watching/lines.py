@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from levada._names import printable
 from levada.runs.bundles import bundles_of, replayed
+from levada.runs.jumps import more, told_together
 from levada.runs.sampled import sampling
 from levada.runs.standing import Standing
 from levada.watching.drawing import Course, Line
@@ -19,7 +20,7 @@ from levada.watching.places import original
 if TYPE_CHECKING:
     from levada.diagnose import Finding
 
-__all__ = ["BETWEEN", "cost_pieces", "finding_lines", "fired", "footing", "standing_in", "summary"]
+__all__ = ["BETWEEN", "cost_pieces", "finding_lines", "fired", "footing", "standing_in", "summary", "told_once"]
 
 _COLOURS: Final = {"error": "bold red", "warn": "yellow", "info": "cyan"}
 _SIGNS: Final = {"error": ("✕", "x"), "warn": ("!", "!"), "info": ("i", "i")}
@@ -35,6 +36,18 @@ def fired(watch: Any) -> list[Finding]:
     order = {"error": 0, "warn": 1, "info": 2}
     found = [one for one in watch.findings if one.status == "fired"]
     return sorted(found, key=lambda one: order.get(one.severity, 3))
+
+
+def told_once(found: Sequence[Finding]) -> list[tuple[Finding, tuple[Finding, ...]]]:
+    """Give each finding that is told by itself, with those that are told with it: jumps of a loss that diverges.
+
+    Args:
+        found: what holds.
+    """
+    facts = [
+        {"rule": one.rule, "severity": one.severity, "status": one.status, "evidence": one.evidence} for one in found
+    ]
+    return [(found[i], tuple(found[j] for j in others)) for i, others in told_together(facts).items()]
 
 
 def cost_pieces(watch: Any, sampled: Sequence[int], steps: int) -> list[str]:
@@ -86,18 +99,20 @@ def finding_lines(
     if standing.verdict in ("healthy", "unknown"):
         over = _verdict(standing, width, max(1, most - len(over)), fine) + over
     lines: list[Line] = []
-    for i, one in enumerate(found):
-        left = most - len(lines) - (len(found) - i - 1)
-        if len(lines) == most - 1 and i < len(found) - 1:
-            lines.append([(f"  and {len(found) - i} more", "dim")])
+    once = told_once(found)
+    for i, (one, others) in enumerate(once):
+        left = most - len(lines) - (len(once) - i - 1)
+        if len(lines) == most - 1 and i < len(once) - 1:
+            rest = sum(1 + len(beside) for _, beside in once[i:])
+            lines.append([(f"  and {rest} more", "dim")])
             break
-        lines += _finding(one, width, max(1, left), fine)
+        lines += _finding(one, width, max(1, left), fine, more(others))
     return (lines + over + [[] for _ in range(most)])[:most]
 
 
-def _finding(one: Finding, width: int, most: int, fine: bool) -> list[Line]:
+def _finding(one: Finding, width: int, most: int, fine: bool, others: str) -> list[Line]:
     sign = _SIGNS.get(one.severity, ("i", "i"))[0 if fine else 1]
-    head = f"{sign} {one.rule}  "
+    head = f"{sign} {one.rule}{others}  "
     room = max(width - len(head), 20)
     texts = textwrap.wrap(printable(one.claim), room, max_lines=most, placeholder=" …" if fine else " ...") or [""]
     style = _COLOURS.get(one.severity, "")
@@ -142,8 +157,8 @@ def summary(
     if began is not None and last is not None:
         told += f", loss {began[1]:.4g} to {last[1]:.4g}" + (f" at step {last[0]:,}" if last[0] < steps - 1 else "")
     lines: list[Line] = [[(f"levada{called}", "bold cyan"), ("  ", ""), (told, "")]]
-    for one in fired(watch):
-        lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine)]
+    for one, others in told_once(fired(watch)):
+        lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine, more(others))]
     standing = standing_in(watch)
     if standing.verdict in ("healthy", "unknown"):
         lines += [[("  ", ""), *line] for line in _verdict(standing, width - 2, 8, fine)]

@@ -19,6 +19,7 @@ from levada._errors import UsageError
 from levada._names import CALLED, printable
 from levada._ranks import is_first, is_one_of_several
 from levada.runs import Run
+from levada.runs.jumps import more
 from levada.watching.among import Among
 from levada.watching.drawing import (
     Course,
@@ -31,7 +32,16 @@ from levada.watching.drawing import (
     strip_lines,
 )
 from levada.watching.ledger import case_of
-from levada.watching.lines import BETWEEN, cost_pieces, finding_lines, fired, footing, standing_in, summary
+from levada.watching.lines import (
+    BETWEEN,
+    cost_pieces,
+    finding_lines,
+    fired,
+    footing,
+    standing_in,
+    summary,
+    told_once,
+)
 from levada.watching.sample import Sample
 from levada.watching.screen import Screen
 from levada.watching.transfer import OnItsWay
@@ -309,14 +319,16 @@ class Live:
         # Of what is gone, as from rules that raised, nobody said that it is over.
         now |= {key: one for key, one in self._told.items() if key not in cases and one.rule not in rules}
         said = [
-            f"{CALLED[one.severity]}: {one.rule}: {one.claim}" for key, one in now.items() if self._is_new(key, one)
+            f"{CALLED[one.severity]}: {one.rule}{more(others)}: {one.claim}"
+            for one, others in told_once(list(now.values()))
+            if self._is_new(case_of(one), one)
         ]
         over = [one for key, one in self._told.items() if key not in now and key in cases]
         stands = {one.rule for one in now.values()}
         past = {one.rule: one for one in (*over, *self._cleared) if one.rule not in stands}
         self._cleared = list(past.values())[:MAX_CLEARED]
         self._told = now
-        return said + [f"over: {one.rule}" for one in over]
+        return said + [f"over: {one.rule}{more(others)}" for one, others in told_once(over)]
 
     def _is_new(self, key: str, finding: Finding) -> bool:
         """Say whether a finding was not told, or is worse now, or of a place that was not known."""
