@@ -370,3 +370,32 @@ def test_what_is_thawed_later_is_sampled_and_judged(fault, told):
     assert watch.standing.verdict == ("error" if told else "healthy")
     if fault == "detached":
         assert watch.standing.reached is None or watch.standing.reached <= 300
+
+
+class Tasks(nn.Module):
+    """A body and two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)))
+        self.first, self.second = nn.Linear(8, 1), nn.Linear(8, 1)
+
+    def forward(self, x, head):
+        return getattr(self, head)(self.body(x))
+
+
+def test_a_head_that_the_loop_calls_no_more_is_told_of_by_the_samples_that_its_silence_asks_for():
+    torch.manual_seed(0)
+    model = Tasks()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    with levada.watch(model, optimizer, max_overhead=1e-9) as watch:
+        for step in range(900):
+            x = torch.randn(16, 8)
+            heads = ("first", "second") if step < 300 else ("first",)
+            optimizer.zero_grad()
+            sum((model(x, head) - x.sum(1, keepdim=True)).square().mean() for head in heads).backward()
+            optimizer.step()
+    (found,) = [one for one in watch.findings if one.rule == "frozen_layers"]
+    assert (found.severity, found.status, found.where["first"]) == ("info", "fired", "second")
+    assert "no forward pass" in found.claim
+    assert alarms(watch) == []

@@ -70,8 +70,10 @@ def standing_of(
     reasons = [(rule, over, True, None) for rule in every] if over else [*_ended(judge), *_reasons(judge)]
     early = not over and judge.compared < judge.confirm
     if (broken := _broken(judge)) and not over:  # what is sampled or seen of the loss then counts for none of them
+        cause = judge.compared == 0  # of all that is missing: it was so from the first sample on
         reasons = [
-            (rule, broken if waits and n else why, waits, None if waits else n) for rule, why, waits, n in reasons
+            (rule, broken if waits and (n or (cause and rule not in judge.ended)) else why, waits, None if waits else n)
+            for rule, why, waits, n in reasons
         ]
         early = False
     why: dict[str, str] = {}

@@ -103,7 +103,12 @@ def _asked_no_more(view: View) -> Iterable[Finding]:
             f"and on the last {len(view.rows)} samples no forward pass that makes a graph."
         ),
         where={"first": names[0], "last": names[-1]},
-        evidence={"blocks": names, "reference": "they had a gradient before", "explained_by": "place"},
+        evidence={
+            "blocks": names,
+            "held": len(view.rows),  # samples that show it: no more are asked for once they do
+            "reference": "they had a gradient before",
+            "explained_by": "place",
+        },
         consequence="Nothing is wrong if they are left out, or run under torch.no_grad, on purpose.",
         falsify="Look at requires_grad of their outputs in a training step: one that is true shows this wrong.",
         source="torch.autograd: what runs under no_grad makes no graph",
