@@ -97,7 +97,8 @@ class Watches:
             if stepped in self._seen or self._hook is None:  # another thread was here meanwhile
                 return
             if (outer := _around(stepped)) is not None:  # whose step is over soon
-                self._seen.update({outer, stepped} if outer in self._seen else ())
+                if outer in self._seen:
+                    self._seen.add(stepped)
                 return
             self._seen.add(stepped)
             trained = find_trained(stepped)
