@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.web.explorer_page import PAGE, browser, changes, link, needs_page, picture, sentences, settled, use
 from tests.web.visiting import Visit as Open
-from tests.web.visiting import expect, visits, wait
+from tests.web.visiting import boxes, expect, visits, wait
 
 __all__ = ["browser"]
 pytestmark = needs_page
@@ -221,14 +221,14 @@ def test_keys_alone_reach_and_change_everything(visit: Open) -> None:
 
 def test_the_cursor_follows_mouse_and_touch(visit: Open) -> None:
     page = visit()
-    box = page.locator(".plot").first.bounding_box()
+    (box,) = boxes(page, page.locator(".plot").first)
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
     figure = page.get_by_role("slider", name="Signal forward")
     expect(figure).to_have_attribute("aria-valuenow", re.compile(r"^(2\d|30)$"))
     middle = figure.get_attribute("aria-valuenow")
     expect(page.locator(".told thead th").first).to_have_text(f"at layer {middle}", ignore_case=True)
     page = visit(has_touch=True, width=360, height=640)
-    box = page.locator(".plot").first.bounding_box()
+    (box,) = boxes(page, page.locator(".plot").first)
     page.touchscreen.tap(box["x"] + box["width"] - 14, box["y"] + 50)
     expect(page.locator(".plot").first).to_have_attribute("aria-valuenow", "50")
 

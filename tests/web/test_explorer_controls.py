@@ -18,7 +18,7 @@ from tests.web.explorer_page import (
     use,
     visit,
 )
-from tests.web.visiting import expect
+from tests.web.visiting import boxes, expect
 
 pytestmark = needs_page
 __all__ = ["browser", "visit"]
@@ -148,7 +148,7 @@ def test_a_theory_that_leaves_the_measured_is_cut_and_that_is_said(visit: Visit)
     drawn(page)
     told = re.compile(r"RNN, theory: \d+ values \(\d+ steps back to 200 steps back\) lie above the axis")
     expect(page.locator(".figure .missing")).to_have_text(told)
-    box, line = page.locator(".figure .plot").bounding_box(), page.locator(".plot .measured .line").bounding_box()
+    box, line = boxes(page, page.locator(".figure .plot"), page.locator(".plot .measured .line"))
     assert line["height"] > 0.2 * box["height"]  # and not 0.06, as with the whole of it
     use(page, "Recurrent gain, exactly", 0.9)
     expect(page.locator(".figure .missing")).to_have_count(0)

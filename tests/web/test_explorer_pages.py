@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.web.explorer_page import AXE, PAGE, browser, needs_page, violations
-from tests.web.visiting import Visit, expect, visits, wait
+from tests.web.visiting import Visit, boxes, expect, visits, wait
 
 import levada
 
@@ -84,7 +84,7 @@ def test_a_chosen_scheme_stays(visit: Visit) -> None:
 
 def shown(page: Any, selector: str) -> bool:
     """Whether all of it is in the window."""
-    box = page.locator(selector).first.bounding_box()
+    (box,) = boxes(page, page.locator(selector).first)
     size = page.viewport_size
     return bool(box["y"] >= -1 and box["y"] + box["height"] <= size["height"] + 1)
 
@@ -92,7 +92,7 @@ def shown(page: Any, selector: str) -> bool:
 def test_controls_and_figures_are_seen_together(visit: Visit) -> None:
     page = visit(height=800)
     for label in ("Depth, exactly", "Activation", "Gain of the weights, exactly", "Optimizer", "Precision"):
-        box = page.get_by_label(label, exact=True).bounding_box()
+        (box,) = boxes(page, page.get_by_label(label, exact=True))
         assert box["y"] + box["height"] <= 800, label
     assert shown(page, ".plot")
     assert shown(page, ".reading")
@@ -105,7 +105,7 @@ def test_on_a_phone_the_figure_stays_while_a_control_changes(visit: Visit) -> No
         page.evaluate("window.scrollTo(0, 0)")
         control.focus()
         assert shown(page, ".plot"), label
-        figure, box = page.locator(".stage").bounding_box(), control.bounding_box()
+        figure, box = boxes(page, page.locator(".stage"), control)
         assert box["y"] >= figure["y"] + figure["height"] - 1, f"{label} is below the figure"
 
 

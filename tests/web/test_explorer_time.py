@@ -17,7 +17,7 @@ from tests.web.explorer_page import (
     violations_by_scheme,
     visit,
 )
-from tests.web.visiting import expect
+from tests.web.visiting import boxes, expect
 
 from levada import theory
 
@@ -133,9 +133,8 @@ def test_on_a_phone_the_figure_stays_in_view_beside_a_control(visit: Visit) -> N
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.get_by_label("Recurrent gain, exactly").scroll_into_view_if_needed()
     page.get_by_label("Recurrent gain, exactly").fill("0.9")
-    box = page.locator(".figure .plot").bounding_box()
+    box, control = boxes(page, page.locator(".figure .plot"), page.get_by_label("Recurrent gain, exactly"))
     assert 0 <= box["y"] < 780 - box["height"] / 2
-    control = page.get_by_label("Recurrent gain, exactly").bounding_box()
     assert control["y"] >= box["y"] + box["height"]
 
 

@@ -21,7 +21,7 @@ from levada.web.folder import identity
 
 from .conftest import HOSTILE, write_check, write_watched
 from .live import Served, needs_page, server, visit, write_deep
-from .visiting import Visit, browser, expect, wait
+from .visiting import Visit, boxes, browser, expect, wait
 
 __all__ = ["browser", "server", "visit"]
 pytestmark = needs_page
@@ -158,7 +158,7 @@ def test_a_map_is_moved_and_zoomed_by_keys_and_the_wheel_and_all_figures_follow(
     page.wait_for_url(re.compile(rf"from=(?!{told['from']}&)\d+"))
     page.keyboard.press("0")
     page.wait_for_url("**?step=310&layer=11")
-    box = page.locator(HEATS).first.bounding_box()
+    (box,) = boxes(page, page.locator(HEATS).first)
     page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
     page.mouse.wheel(0, -400)
     page.wait_for_url(re.compile(r"from=\d+&to=\d+"))

@@ -13,7 +13,7 @@ from levada.runs.codes import encode
 
 from .conftest import write_watched
 from .live import Served, needs_page, server, write_deep
-from .visiting import Visit, browser, expect, visits
+from .visiting import Visit, boxes, browser, expect, visits
 
 __all__ = ["browser", "server"]
 pytestmark = needs_page
@@ -65,8 +65,8 @@ def test_what_a_run_has_not_is_told_above_it_with_what_is_shown(visit: Visit, se
     ):
         expect(notices.filter(has_text=text)).to_have_count(1)
     assert page.get_by_role("button", name="Exchange the two").count() == 0
-    lowest = max(box.bounding_box()["y"] for box in notices.all())
-    assert lowest < page.locator("h1").bounding_box()["y"]
+    *above, heading = boxes(page, notices, page.locator("h1"))
+    assert max(box["y"] for box in above) < heading["y"]
     page.get_by_label("Signal").first.select_option("signal_rms")  # what is chosen is meant
     expect(notices.filter(has_text="asks for the signal")).to_have_count(0)
 
@@ -98,9 +98,9 @@ def test_maps_beside_each_other_begin_at_the_same_height_and_say_that_steps_go_a
     page = visit(server.run("left", f"?with={server.run('right').rpartition('/')[2]}"), 1440)
     maps = page.locator(".maps canvas")
     maps.nth(2).wait_for()
-    boxes = [one.bounding_box() for one in maps.all()]
-    assert boxes[0]["x"] < boxes[1]["x"]
-    assert boxes[0]["y"] == boxes[1]["y"]
+    left, right, *_ = boxes(page, maps)
+    assert left["x"] < right["x"]
+    assert left["y"] == right["y"]
     expect(page.locator(".maps .axis")).to_have_text(["step"] * 3)
 
 

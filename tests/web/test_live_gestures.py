@@ -12,7 +12,7 @@ from levada.web.folder import identity
 
 from .conftest import write_watched
 from .live import Served, needs_page, server, visit, write_deep
-from .visiting import Visit, browser, expect, wait
+from .visiting import Visit, boxes, browser, expect, wait
 
 __all__ = ["browser", "server", "visit"]
 pytestmark = needs_page
@@ -78,12 +78,13 @@ def test_a_drag_over_the_loss_shades_a_range_and_zooms_to_it_and_a_double_click_
 ) -> None:
     page = shown(visit(server.run("half")))
     over = page.locator(".plot .u-over")
-    box = over.bounding_box()
+    (box,) = boxes(page, over)
     page.mouse.move(*at(box, 0.25, 0.5))
     page.mouse.down()
     page.mouse.move(*at(box, 0.5, 0.5), steps=4)
     range_ = page.locator(".plot .u-select")
-    assert range_.bounding_box()["width"] == pytest.approx(box["width"] / 4, abs=3)
+    (chosen,) = boxes(page, range_)
+    assert chosen["width"] == pytest.approx(box["width"] / 4, abs=3)
     assert not range_.evaluate("one => getComputedStyle(one).backgroundColor").endswith((", 0)", "/ 0)"))
     page.mouse.up()
     told = zoomed(page)
@@ -97,7 +98,7 @@ def test_a_drag_over_the_loss_shades_a_range_and_zooms_to_it_and_a_double_click_
 def test_a_map_is_dragged_and_a_double_click_shows_all(visit: Visit, server: Served) -> None:
     page = shown(visit(server.run("half", "?from=100&to=300&first=5&last=14")))
     page.locator(MAP).first.scroll_into_view_if_needed()
-    box = page.locator(MAP).first.bounding_box()
+    (box,) = boxes(page, page.locator(MAP).first)
     page.mouse.move(*at(box, 0.7, 0.5))
     page.mouse.down()
     page.mouse.move(*at(box, 0.5, 0.5), steps=4)  # a fifth to the left: what is seen moves a fifth to the right
@@ -115,13 +116,13 @@ def test_two_fingers_zoom(visit: Visit, server: Served, what: str) -> None:
     page = shown(visit(server.run("half"), width=400, height=800, has_touch=True))
     figure = page.locator(what).first
     figure.scroll_into_view_if_needed()
-    pinch(page, figure.bounding_box(), 0.2, 0.6)
+    pinch(page, *boxes(page, figure), 0.2, 0.6)
     told = zoomed(page)
     near = told["to"] - told["from"]
     assert near == pytest.approx(STEPS / 3, rel=0.25)
     shown(page)  # a plot of other numbers is another one
     figure.scroll_into_view_if_needed()
-    pinch(page, figure.bounding_box(), 0.6, 0.3)
+    pinch(page, *boxes(page, figure), 0.6, 0.3)
     wait(page, lambda: "from" not in place(page) or place(page)["to"] - place(page)["from"] > 1.5 * near)
 
 

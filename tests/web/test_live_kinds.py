@@ -13,7 +13,7 @@ from levada.web.folder import identity
 
 from .conftest import HOSTILE, write_check, write_pictures, write_study, write_training
 from .live import Served, needs_page, server, visit
-from .visiting import Visit, browser, expect, wait
+from .visiting import Visit, boxes, browser, expect, wait
 
 __all__ = ["browser", "server", "visit"]
 pytestmark = needs_page
@@ -84,12 +84,12 @@ def test_pictures_of_a_study_are_shown_with_words_for_who_does_not_see_them(visi
 
 def test_two_checks_stand_beside_each_other(visit: Visit, server: Served) -> None:
     page = visit(server.run("checked", f"?with={identity('again')}"), 1440)
-    boxes = []
+    figures = []
     for name in ("checked", "again"):
         figure = page.get_by_role("figure", name=f"The gradient, block by block: {name}", exact=True)
         figure.get_by_role("slider").wait_for()
-        boxes.append(figure)
-    first, second = (figure.bounding_box() for figure in boxes)
+        figures.append(figure)
+    first, second = boxes(page, *figures)
     assert first["x"] + first["width"] <= second["x"]
     assert first["y"] == pytest.approx(second["y"], abs=1)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["WAIT", "Visit", "browser", "expect", "needs_browser", "visits", "wait"]
+__all__ = ["WAIT", "Visit", "boxes", "browser", "expect", "needs_browser", "visits", "wait"]
 
 # Of the same engine, the first draws no window around a page: a visit takes it less than half the processor time.
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -44,6 +44,24 @@ def wait(page: Any, holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < late
         page.wait_for_timeout(100)
+
+
+def boxes(page: Any, *locators: Any) -> list[dict[str, float]]:
+    """Give where elements lie, all of one moment, once they have stopped moving: what comes late moves what is there.
+
+    Of a locator of several elements, all of them are given.
+    """
+    rectangles = """all => all.map(one => one.getBoundingClientRect()).map(
+        ({x, y, width, height}) => ({x, y, width, height}))"""
+    read: list[list[dict[str, float]]] = []
+
+    def still() -> bool:
+        elements = [one for locator in locators for one in locator.element_handles()]
+        read.append(page.evaluate(rectangles, elements))
+        return bool(read[-1]) and len(read) > 2 and read[-1] == read[-2] == read[-3]
+
+    wait(page, still)
+    return read[-1]
 
 
 @contextlib.contextmanager
