@@ -1,4 +1,4 @@
-"""The table of situations in docs/watch.md: every test that it names is there, and every case."""
+"""The table of situations in docs/watch_situations.md: every test that it names is there, and every case."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.watching import test_ranks
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "watch.md").read_text()
+PAGE = (ROOT / "docs" / "watch_situations.md").read_text()
 TABLE = PAGE[PAGE.index("### Where these situations are tested") :].split("\n## ")[0]
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TABLE)))
 
