@@ -11,7 +11,7 @@ from tests.watching import test_ranks
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "watch_situations.md").read_text()
-TABLE = PAGE[PAGE.index("### Where these situations are tested") :].split("\n## ")[0]
+TABLE = PAGE[PAGE.index("## Where these situations are tested") :]
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TABLE)))
 
 
