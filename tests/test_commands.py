@@ -259,7 +259,7 @@ def test_ctrl_c_ends_a_benchmark_without_its_traceback(here):
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
         pytest.fail(f"it goes on after Ctrl-C: {process.communicate()[1]}")

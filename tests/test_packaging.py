@@ -32,7 +32,7 @@ def with_pages(tree: Path) -> Path:
 
 def build(tree: Path, target: str) -> "subprocess.CompletedProcess[str]":
     words = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(tree / "built")]
-    return subprocess.run(words, cwd=tree, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, cwd=tree, capture_output=True, text=True, timeout=300)
 
 
 def test_a_wheel_holds_the_pages(tree: Path) -> None:

@@ -137,7 +137,7 @@ def test_passes_in_several_threads_do_not_mix():
     barrier = threading.Barrier(len(batches))
     # All are inside of the model at the same time, at both ends of both sites.
     for place in (1, 3):
-        supervised.model[place].register_forward_pre_hook(lambda module, args: (barrier.wait(20), None)[1])
+        supervised.model[place].register_forward_pre_hook(lambda module, args: (barrier.wait(300), None)[1])
     with ThreadPoolExecutor(len(batches)) as pool:
         for _ in range(3):
             found = list(pool.map(lambda own: supervised(own[0], targets=own[1]).loss.item(), batches))

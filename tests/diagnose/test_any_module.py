@@ -158,7 +158,7 @@ class Meets(nn.Module):
 
     def forward(self, x):
         self.entered.set()
-        assert self.go.wait(5)
+        assert self.go.wait(60)
         return torch.tanh(self.layer(x))
 
     def __deepcopy__(self, memo):
@@ -185,7 +185,7 @@ class Threaded(nn.Module):
             self.over.set()
 
         def go_right():
-            assert self.inside.wait(5)
+            assert self.inside.wait(60)
             found["right"] = self.right(x)
 
         threads = [threading.Thread(target=branch) for branch in (go_left, go_right)]

@@ -30,7 +30,7 @@ def test_memory_is_kept_until_the_last_loop_ends_whoever_is_interrupted(two_thre
     def loop(addresses, first, end):
         if first == 0:
             raise KeyboardInterrupt
-        go.wait(60)
+        go.wait(300)
 
     with contextlib.suppress(KeyboardInterrupt):
         _numba.over_addresses(loop, tensors)
@@ -55,7 +55,7 @@ def test_a_child_has_threads_of_its_own():
     if not child:
         status = 1
         try:
-            status = _numba._pool(1).submit(int).result(timeout=20)
+            status = _numba._pool(1).submit(int).result(timeout=120)
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

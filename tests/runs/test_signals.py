@@ -441,7 +441,7 @@ writer = SignalWriter({str(tmp_path)!r}, sites={SITES!r}, signals={NAMES!r})
 for step in range(50):
     writer.append(step, 0.0, encode([1.0] * 6))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     signals = Run(tmp_path).signals()
     assert signals.steps == tuple(range(50))
     assert not [place for place in places(signals.folder) if place.level == "tail"]

@@ -334,7 +334,7 @@ def test_what_a_script_forks_is_not_watched_and_says_nothing(tmp_path: Path) -> 
     (tmp_path / "train.py").write_text(TRAIN + FORKS)
     done = subprocess.run(
         [sys.executable, "-m", "levada", "run", "--run", "run", "train.py"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+        capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 3
     assert done.stderr.count("steps watched") == 1
@@ -357,7 +357,7 @@ def test_a_script_that_makes_warnings_errors_is_told_once_and_trains(tmp_path: P
     (tmp_path / "script.py").write_text(WITHOUT_A_MODULE)
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-m", "levada", "run", "script.py"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+        capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "trained\n")
     told = "levada run: a model could not be watched: LookupError: no module holds the parameters of SGD\n"
@@ -374,7 +374,7 @@ def test_what_fails_in_a_watch_stops_no_script_that_makes_warnings_errors(tmp_pa
     )
     done = subprocess.run(
         [sys.executable, "-m", "levada", "run", "--quiet", "--every", "1", "script.py"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+        capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("said 5\n")
@@ -685,7 +685,7 @@ def test_under_torchrun_all_processes_write_one_run_and_the_first_speaks(tmp_pat
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "levada"]
     done = subprocess.run(
         [*command, "run", "--max-overhead", "1", "--every", "1", "train.py"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+        capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train-1"]

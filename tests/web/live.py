@@ -57,7 +57,7 @@ class Served:
         assert found is not None
         self.port, self.token = int(found[1]), f"#{found[2]}"
         asked = Request(f"http://127.0.0.1:{self.port}/api/1/runs", headers={"authorization": f"Bearer {found[3]}"})
-        urlopen(asked, timeout=60).close()
+        urlopen(asked, timeout=300).close()
 
     def kill(self) -> None:
         if self.process.poll() is None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.web.accessible import colours, moving, unreached, untold, wide
 from tests.web.explorer_page import AXE, Visit, browser, needs_page, violations_by_scheme, visit
+from tests.web.visiting import rests
 
 from levada.report.palette import palette
 
@@ -31,7 +32,7 @@ def opened(visit: Visit, tab: str, width: int = 1280, **options: Any) -> Any:
         page.locator("canvas").last.wait_for()
     else:
         page.locator(READY.get(tab, "[data-question]")).first.wait_for()
-    page.wait_for_timeout(300)
+    rests(page)
     return page
 
 

@@ -80,7 +80,7 @@ def served() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         assert found is not None, first
         yield found[1], process
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[0].endswith("levada explore: ended.\n")
+        assert process.communicate(timeout=300)[0].endswith("levada explore: ended.\n")
 
 
 @pytest.fixture

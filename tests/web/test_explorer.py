@@ -280,24 +280,25 @@ def test_what_is_out_of_range_is_said_with_the_range(visit: Open) -> None:
         field.fill(typed)
         field.blur()
         told = page.get_by_role("alert")
-        assert told.inner_text() == f"A whole number from 1 to 1,000, not {typed}."
-        assert field.get_attribute("aria-describedby") == told.get_attribute("id")
-        assert field.input_value() == "50"
+        expect(told).to_have_text(f"A whole number from 1 to 1,000, not {typed}.")
+        expect(field).to_have_attribute("aria-describedby", told.get_attribute("id"))
+        expect(field).to_have_value("50")
         assert "depth=" not in link(page)
     field.fill("40")
     settled(page, "depth=40")
-    assert page.get_by_role("alert").count() == 0
+    expect(page.get_by_role("alert")).to_have_count(0)
     page.get_by_label("Gain of the weights, exactly").fill("1000")
     page.get_by_label("Depth, exactly").focus()
-    assert page.get_by_role("alert").inner_text() == "A number from 0.01 to 100, not 1000."
+    expect(page.get_by_role("alert")).to_have_text("A number from 0.01 to 100, not 1000.")
 
 
 def test_there_is_one_control_of_streams(visit: Open) -> None:
     page = visit("tab=mixing&expert=1&connections=manifold,hyper&depth=10")
-    assert page.get_by_role("slider", name=re.compile("streams", re.I)).count() == 1
-    assert page.get_by_role("slider", name=re.compile("Sinkhorn", re.I)).count() == 1
+    expect(page.get_by_role("slider", name=re.compile("streams", re.I))).to_have_count(1)
+    expect(page.get_by_role("slider", name=re.compile("Sinkhorn", re.I))).to_have_count(1)
     page.get_by_role("tab", name="Depth").click()
-    assert page.get_by_role("slider", name=re.compile("streams", re.I)).count() == 1
+    expect(page.locator("#tab-depth[aria-selected=true]")).to_have_count(1)
+    expect(page.get_by_role("slider", name=re.compile("streams", re.I))).to_have_count(1)
 
 
 def test_every_connection_has_a_sentence(visit: Open) -> None:
@@ -368,10 +369,16 @@ def test_waiting_is_said_when_it_is_long_and_not_before(visit: Open) -> None:
     assert page.evaluate("window.seen") == ["computing …", ""]
 
 
+COUNTED = """
+  window.made = 0
+  window.Worker = class extends Worker { constructor(...how) { super(...how); window.made++ } }
+"""
+
+
 def test_a_tab_that_is_left_ends_its_worker(visit: Open) -> None:
-    page = visit("depth=10")
-    wait(page, lambda: len(page.workers) > 0)
-    before = len(page.workers)
+    page = visit("depth=10", prepare=lambda page: page.add_init_script(COUNTED))
+    before = page.evaluate("window.made")  # all of them are made at once, and come to run one after the other
+    wait(page, lambda: len(page.workers) == before > 0)
     page.get_by_role("tab", name="Time").click()
     page.locator(".figure[aria-busy=false]").wait_for()
     wait(page, lambda: len(page.workers) == before + 1)

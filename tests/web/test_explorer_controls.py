@@ -18,7 +18,7 @@ from tests.web.explorer_page import (
     use,
     visit,
 )
-from tests.web.visiting import boxes, expect
+from tests.web.visiting import boxes, expect, rests
 
 pytestmark = needs_page
 __all__ = ["browser", "visit"]
@@ -257,7 +257,7 @@ def test_every_control_of_a_lesson_changes_its_figure(
     drawn(page)
     for key in [one.split(":")[0] for one in answers.split(",")]:
         page.locator(f"[data-question={key}] .verdict").wait_for()
-    page.wait_for_timeout(300)  # until what was predicted is drawn too
+    rests(page)  # what was predicted is drawn too
     for label, value in controls.items():
         own = page.get_by_role("group", name="Settings of the figure").filter(has=page.get_by_label(label, exact=True))
         changes(page, lambda own=own, label=label, value=value: use(own.first, label, value))

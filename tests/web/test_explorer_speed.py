@@ -33,17 +33,14 @@ WATCH = """() => {
     port2.postMessage(null);
   }));
   const input = document.querySelector('[aria-label="Depth, exactly"]');
-  let asked = 0;
-  const { postMessage } = Worker.prototype;
-  Worker.prototype.postMessage = function (...message) { asked++; return postMessage.apply(this, message); };
   // The event alone: how much of workers has been asked when its task has ended.
   window.asked = depth => {
-    const before = asked;
+    const before = window.sent;
     input.value = depth;
     input.dispatchEvent(new Event('input', { bubbles: true }));
     return new Promise(done => {
       const { port1, port2 } = new MessageChannel();
-      port1.onmessage = () => done(asked - before);
+      port1.onmessage = () => done(window.sent - before);
       port2.postMessage(null);
     });
   };
@@ -101,6 +98,15 @@ WATCH = """() => {
 }"""
 
 
+COUNTED = """
+  window.sent = window.answered = 0
+  window.Worker = class extends Worker {
+    constructor(...how) { super(...how); this.addEventListener("message", () => { window.answered++ }) }
+    postMessage(...message) { window.sent++; super.postMessage(...message) }
+  }
+"""
+
+
 class Page:
     """A page at depth 200 with every line drawn, and the processor time of everything that it runs."""
 
@@ -153,10 +159,10 @@ def test_a_change_costs_no_more_than_it_may_until_all_lines_are_drawn(
 
 
 def test_nothing_is_waited_for_before_workers_are_asked(visit: Visit) -> None:
-    page = Page(visit("depth=200"))
+    page = Page(visit("depth=200", prepare=lambda page: page.add_init_script(COUNTED)))
     for _ in range(2):  # workers that are at work, as with the page's first networks, are asked when they are free
         page.change()
-    page.page.wait_for_timeout(500)
+    page.page.wait_for_function("() => window.sent === window.answered")
     # Two networks, or one where there is one worker: to be made, and to be run.
     assert page.page.evaluate("depth => window.asked(depth)", 190) >= 2
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.web.explorer_page import AXE, PAGE, Visit, browser, needs_page, settled, violations_by_scheme, visit
+from tests.web.visiting import boxes, expect, rests, wait
 
 pytestmark = needs_page
 __all__ = ["browser", "visit"]
@@ -89,12 +90,12 @@ def test_all_seven_by_keys_with_the_answers_of_the_engine(
     for chapter, title in enumerate(TITLES, 1):
         opened(page, title)
         if chapter > 1:  # turned to by a key: reading goes on at the heading
-            assert page.locator("#lesson-title").evaluate(FOCUSED)
+            expect(page.locator("#lesson-title")).to_be_focused()
         names = page.locator("[data-question]").evaluate_all("all => all.map(one => one.dataset.question)")
         for name in names:
             question = page.locator(f"[data-question={name}]")
             button = question.get_by_role("button", name="Compute it")
-            assert button.is_disabled()  # no answer before a prediction
+            expect(button).to_be_disabled()  # no answer before a prediction
             if question.locator("input[type=range]").count() == 1:
                 tab_to(page, question.locator("input[type=range]"))
                 page.keyboard.press("ArrowRight")
@@ -104,9 +105,9 @@ def test_all_seven_by_keys_with_the_answers_of_the_engine(
             tab_to(page, button)
             page.keyboard.press("Enter")
             told[f"{chapter}.{name}"] = found(page, name)
-            assert question.get_by_role("status").inner_text().startswith(verdict(page, name).inner_text())
-        marks = page.get_by_role("navigation", name="Chapters").locator("[aria-current=page]").inner_text()
-        assert f"{len(names)} of {len(names)}" in " ".join(marks.split())
+            expect(question.get_by_role("status")).to_contain_text(verdict(page, name).inner_text())
+        mark = page.get_by_role("navigation", name="Chapters").locator("[aria-current=page]")
+        expect(mark).to_contain_text(f"{len(names)} of {len(names)}")
         if chapter < len(TITLES):
             tab_to(page, page.get_by_role("button", name=f"Next: {TITLES[chapter]}"))
             page.keyboard.press("Enter")
@@ -138,16 +139,16 @@ def test_a_link_brings_back_predictions_and_figures(visit: Visit) -> None:
     assert "you said 0.001" in said
     assert "too low" in said
     settled(page, "lesson=gain:8")  # the figure shows what was asked
-    assert page.get_by_label("Weights times, exactly").input_value() == "8"
+    expect(page.get_by_label("Weights times, exactly")).to_have_value("8")
     page.get_by_label("Depth, exactly").fill("40")
     settled(page, "depth:40")
     again = visit(page.evaluate("location.hash.slice(1)"))
     assert found(again, "b") == [value]
     assert verdict(again, "b").inner_text() == said
-    assert again.get_by_label("Depth, exactly").input_value() == "40"
+    expect(again.get_by_label("Depth, exactly")).to_have_value("40")
     again.locator("[data-question=b]").get_by_role("button", name="Ask again").click()
     again.wait_for_function("() => !location.hash.includes('answers')")
-    assert again.locator("[data-question=b]").get_by_role("button", name="Compute it").count() == 1
+    expect(again.locator("[data-question=b]").get_by_role("button", name="Compute it")).to_have_count(1)
 
 
 FIGURES = [  # a chapter, what its figure says is not drawn, questions that ask for it, and what is drawn then
@@ -174,7 +175,7 @@ def test_a_figure_tells_nothing_that_is_not_predicted(
         assert page.locator(f"[data-question={key}] .verdict").count() == 0
     page = visit(f"tab=lessons&chapter={chapter}&answers={','.join(f'{chapter}.{one}' for one in answers.split(','))}")
     page.locator(".beside", has_text=drawn).first.wait_for()
-    assert page.get_by_text(says, exact=True).count() == 0
+    expect(page.get_by_text(says, exact=True)).to_have_count(0)
 
 
 def test_the_figure_that_comes_with_the_answer_has_its_number_and_is_reached_by_keys(visit: Visit) -> None:
@@ -186,12 +187,12 @@ def test_the_figure_that_comes_with_the_answer_has_its_number_and_is_reached_by_
     tab_to(page, question.get_by_role("button", name="Compute it"))
     page.keyboard.press("Enter")
     (value,) = found(page, "c")
-    assert "49 of them lie between" in question.inner_text()
+    expect(question).to_contain_text("49 of them lie between")
     grown = page.locator(".beside .reading", has_text=f"the gradient is {value:.0f} times")
     grown.wait_for()  # of the draw in the middle, and not of the first
     tab_to(page, page.get_by_role("slider", name="gradient"))
     page.keyboard.press("Home")
-    assert page.get_by_role("slider", name="gradient").get_attribute("aria-valuenow") == "0"
+    expect(page.get_by_role("slider", name="gradient")).to_have_attribute("aria-valuenow", "0")
 
 
 def test_a_correction_waits_for_the_prediction_that_it_would_give_away(visit: Visit) -> None:
@@ -204,15 +205,14 @@ def test_a_correction_waits_for_the_prediction_that_it_would_give_away(visit: Vi
     question.get_by_label("Your prediction, exactly").fill("0.01")
     question.get_by_role("button", name="Compute it").click()
     found(page, "e")
-    assert "Nobody has shown" in correction.inner_text()
+    expect(correction).to_contain_text("Nobody has shown")
     # Of convolutions the explorer has no figure, and no button leads there.
     page = visit("tab=lessons&chapter=6&answers=6.f:5,6.c:10")
     assert found(page, "f") == [17]
     found(page, "c")
-    buttons = [
-        page.locator(f"[data-question={name}]").get_by_role("button", name="Open in the explorer") for name in "fc"
-    ]
-    assert [one.count() for one in buttons] == [0, 1]
+    for name, count in (("c", 1), ("f", 0)):
+        button = page.locator(f"[data-question={name}]").get_by_role("button", name="Open in the explorer")
+        expect(button).to_have_count(count)
 
 
 def test_nothing_is_trained_before_the_prediction(visit: Visit) -> None:
@@ -240,10 +240,10 @@ def test_the_figure_shows_the_option_that_was_right(visit: Visit) -> None:
     assert min(values) == values[1]
     assert verdict(page, "a").inner_text().startswith("Not so: it is “0, gates half open”")
     settled(page, "lesson=gateBias:0")
-    assert page.get_by_label("Bias of the gates, exactly").input_value() == "0"
+    expect(page.get_by_label("Bias of the gates, exactly")).to_have_value("0")
     page.get_by_role("button", name="Back to the start").first.click()
     page.wait_for_function("() => !location.hash.includes('lesson=')")
-    assert page.get_by_label("Bias of the gates, exactly").input_value() == "-2"
+    expect(page.get_by_label("Bias of the gates, exactly")).to_have_value("-2")
 
 
 def test_the_explorer_opens_with_the_same_settings(visit: Visit) -> None:
@@ -260,7 +260,7 @@ def test_the_explorer_opens_with_the_same_settings(visit: Visit) -> None:
     found(time, "c")
     time.locator("[data-question=c]").get_by_role("button", name="Open in the explorer").click()
     time.locator("#tab-time[aria-selected=true]").wait_for()
-    assert time.get_by_label("Forget bias, exactly").input_value() == "0"
+    expect(time.get_by_label("Forget bias, exactly")).to_have_value("0")
 
 
 def test_a_place_is_gone_back_to_with_what_was_answered_since(visit: Visit) -> None:
@@ -284,17 +284,17 @@ def test_one_switch_tells_it_to_experts(visit: Visit) -> None:
     opened(page, "Many layers")
     simple = page.locator("article").inner_text()
     formulas = page.get_by_role("group", name="Formula: ")
-    assert formulas.count() == page.get_by_role("math").count() == 0
+    expect(formulas.or_(page.get_by_role("math"))).to_have_count(0)
     page.get_by_label("expert").check()
-    formulas.first.wait_for()
+    for one in (formulas, page.get_by_role("math")):
+        expect(one).to_have_count(3)
     expert = page.locator("article").inner_text()
     assert "Jacobians" in expert
     assert "Jacobians" not in simple
     labels = formulas.evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
-    assert len(labels) == page.get_by_role("math").count() == 3
     assert "the product over the layers" in labels[0]
     # A formula takes room: it is typeset, and not its text alone.
-    assert page.locator("article mfrac").first.bounding_box()["height"] > 20
+    assert boxes(page, page.locator("article mfrac").first)[0]["height"] > 20
 
 
 def test_training_takes_layers_away(visit: Visit) -> None:
@@ -305,7 +305,7 @@ def test_training_takes_layers_away(visit: Visit) -> None:
     told = page.locator(".beside .reading").all_inner_texts()
     assert [one.split(",")[0] for one in told[:2]] == ["plain", "residual"]
     assert all("6 layers: a training loss of" in one for one in told[:2])
-    assert page.get_by_role("button", name="Train both at 6 layers").is_disabled()
+    expect(page.get_by_role("button", name="Train both at 6 layers")).to_be_disabled()
 
 
 def test_a_figure_higher_than_the_window_is_seen_to_its_end_and_back(visit: Visit) -> None:
@@ -316,20 +316,19 @@ def test_a_figure_higher_than_the_window_is_seen_to_its_end_and_back(visit: Visi
     first, last = figure.get_by_role("group", name="Settings of the figure"), figure.get_by_role("button").last
     inside = "one => { const { top, bottom } = one.getBoundingClientRect(); return top >= 0 && bottom <= innerHeight }"
     group = "figure => scrollTo(0, scrollY + figure.parentElement.getBoundingClientRect().{})"
+    rests(page)
     figure.evaluate(group.format("bottom - innerHeight - 100"))
-    page.wait_for_timeout(200)
-    assert last.evaluate(inside)
+    wait(page, lambda: last.evaluate(inside))
     assert not first.evaluate(inside)
     page.evaluate("scrollBy(0, -600)")
-    page.wait_for_timeout(200)
-    assert first.evaluate(inside)
+    wait(page, lambda: first.evaluate(inside))
     assert figure.evaluate("one => one.parentElement.getBoundingClientRect().top") < -100  # far from where it began
     assert figure.evaluate("one => one.scrollHeight <= one.clientHeight")
 
 
 def test_what_a_link_says_wrong_is_said(visit: Visit) -> None:
     page = visit("tab=lessons&chapter=1&answers=1.a:x,9.z:1&lesson=gain:900")
-    assert "gain must be" in page.get_by_role("alert").inner_text()
+    expect(page.get_by_role("alert")).to_contain_text("gain must be")
     assert page.locator("[data-question] .verdict").count() == 0
 
 
@@ -350,9 +349,9 @@ def test_on_paper_there_is_the_text_and_no_button(visit: Visit) -> None:
     page = visit("tab=lessons&chapter=4&answers=4.b:0")
     found(page, "b")
     page.emulate_media(media="print")
-    assert page.locator("article button:visible").count() == 0
-    assert page.get_by_role("navigation", name="Chapters").is_hidden()
-    assert verdict(page, "b").is_visible()
+    expect(page.locator("article button:visible")).to_have_count(0)
+    expect(page.get_by_role("navigation", name="Chapters")).to_be_hidden()
+    expect(verdict(page, "b")).to_be_visible()
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: cd web && npm ci")

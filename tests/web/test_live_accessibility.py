@@ -16,7 +16,7 @@ from levada.web.folder import identity
 from .conftest import write_check, write_inside, write_pictures, write_study, write_watched
 from .live import Served, needs_page, server, visit, write_deep
 from .test_live import HEATS
-from .visiting import Visit, browser
+from .visiting import Visit, browser, rests
 
 __all__ = ["browser", "server", "visit"]
 pytestmark = needs_page
@@ -61,7 +61,7 @@ def opened(visit: Visit, server: Served, what: str, **options: Any) -> Any:
     ready = {"list": "tbody a", "check": ".mixes li", "findings": "article td", "study": "h1", "pictures": "figure img"}
     page = visit(links[what], **options)
     page.locator(ready.get(what, HEATS)).first.wait_for()
-    page.wait_for_timeout(700)
+    rests(page)
     return page
 
 

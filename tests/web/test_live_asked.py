@@ -13,7 +13,7 @@ from levada.runs.codes import encode
 
 from .conftest import write_watched
 from .live import Served, needs_page, server, write_deep
-from .visiting import Visit, boxes, browser, expect, visits
+from .visiting import Visit, boxes, browser, expect, visits, wait
 
 __all__ = ["browser", "server"]
 pytestmark = needs_page
@@ -64,7 +64,7 @@ def test_what_a_run_has_not_is_told_above_it_with_what_is_shown(visit: Visit, se
         "The address asks for layer 77. Its layers are 0 to 4: shown is the nearest, layers.4.",
     ):
         expect(notices.filter(has_text=text)).to_have_count(1)
-    assert page.get_by_role("button", name="Exchange the two").count() == 0
+    expect(page.get_by_role("button", name="Exchange the two")).to_have_count(0)
     *above, heading = boxes(page, notices, page.locator("h1"))
     assert max(box["y"] for box in above) < heading["y"]
     page.get_by_label("Signal").first.select_option("signal_rms")  # what is chosen is meant
@@ -114,7 +114,7 @@ def painted(page: Any, share: float) -> bool:
 def test_the_one_sample_of_a_short_run_fills_its_map(visit: Visit, server: Served) -> None:
     page = visit(server.run("short", "?step=7&layer=2"))
     expect(page.locator(".read").first).to_have_text("layers.2, step 0: 0.25")
-    assert [painted(page, share) for share in (0.05, 0.5, 0.98)] == [True] * 3
+    wait(page, lambda: all(painted(page, share) for share in (0.05, 0.5, 0.98)))
     expect(page.locator(".until")).to_have_count(0)
 
 

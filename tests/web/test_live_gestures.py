@@ -156,7 +156,8 @@ def test_steps_at_which_a_finding_stood_are_shaded(visit: Visit, server: Served)
     }"""
     canvas = page.locator(".plot canvas")
     assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--wash')") == "#b3261e14"
-    assert [canvas.evaluate(script, share) for share in (0.02, 0.08, 0.6, 0.98)] == [False, True, True, True]
+    shares = (0.02, 0.08, 0.6, 0.98)
+    wait(page, lambda: [canvas.evaluate(script, share) for share in shares] == [False, True, True, True])
     expect(page.locator("figcaption").first).to_contain_text("Shaded are steps at which a finding stood.")
 
 

@@ -50,7 +50,7 @@ def test_it_prints_its_address_and_ends_in_one_line(process: subprocess.Popen[st
         assert stream.readline() == b"retry: 2000\n"
         process.send_signal(signal.SIGINT)
         assert stream.read() == b"\n"
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=300)
     assert rest == "levada serve: ended.\n"
     assert client.token not in rest
     assert "Traceback" not in rest

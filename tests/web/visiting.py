@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["WAIT", "Visit", "boxes", "browser", "expect", "needs_browser", "visits", "wait"]
+__all__ = ["WAIT", "Visit", "boxes", "browser", "expect", "needs_browser", "rests", "visits", "wait"]
 
 # Of the same engine, the first draws no window around a page: a visit takes it less than half the processor time.
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -64,6 +64,19 @@ def boxes(page: Any, *locators: Any) -> list[dict[str, float]]:
     return read[-1]
 
 
+def rests(page: Any) -> None:
+    """Wait until all that was asked for is there and the page changes no more, so that what is read fits together."""
+    read: list[str] = []
+
+    def still() -> bool:
+        if page.asked_for or page.locator("[aria-busy=true]").count():
+            read.clear()
+        read.append(page.content())
+        return len(read) > 2 and read[-1] == read[-2] == read[-3]
+
+    wait(page, still)
+
+
 @contextlib.contextmanager
 def visits(browser: Any, home: str, ready: str, *, quiet: bool = True, height: int = 800) -> Iterator[Visit]:
     """Give what opens pages, each in a context of its own.
@@ -99,6 +112,11 @@ def visits(browser: Any, home: str, ready: str, *, quiet: bool = True, height: i
             page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
+        page.asked_for = set()
+        # The stream of events is never there as a whole.
+        page.on("request", lambda one: page.asked_for.add(one) if not one.url.endswith("/events") else None)
+        for ended in ("requestfinished", "requestfailed"):
+            page.on(ended, lambda one: page.asked_for.discard(one))
         if url:
             sites.append(url.rpartition("/")[0])
         if prepare:
@@ -110,5 +128,5 @@ def visits(browser: Any, home: str, ready: str, *, quiet: bool = True, height: i
     yield opened
     for context in contexts:
         context.close()
-    assert said == []
+    assert not said, said
     assert [url for url in asked if not url.startswith(("data:", "blob:", *sites))] == []
