@@ -1,7 +1,9 @@
 """Run the code blocks of the README and of the documentation as tests; what holds for every test."""
 
+import ctypes
 import gc
 import os
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -50,6 +52,15 @@ def pytest_collection_finish():
     """Let no collection of garbage go through what holds 15,000 tests: each took most of a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Give back to the system what a file's tests have freed, which the C library keeps in pieces: gigabytes of it."""
+    if sys.platform == "linux" and (nextitem is None or nextitem.path != item.path):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 @pytest.fixture(autouse=True)

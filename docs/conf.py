@@ -54,6 +54,29 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def _share_contents(app: Any) -> None:
+    """Make the list of contents beside pages of source code once for all that lie equally deep: they are not in it.
+
+    The theme makes it anew for each page, which copies every heading of the documentation.
+    """
+    lists: dict[Any, str] = {}
+
+    def share(app: Any, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+        make = context.get("toctree")
+        if make is None or not pagename.startswith("_modules/"):
+            return
+
+        def shared(**how: Any) -> str:
+            key = (pagename.count("/"), *sorted(how.items()))
+            if key not in lists:
+                lists[key] = make(**how)
+            return lists[key]
+
+        context["toctree"] = shared
+
+    app.connect("html-page-context", share, priority=400)  # before the theme reads it
+
+
 EXPLORER = Path(__file__).resolve().parents[1] / "src/levada/web/static/single/explore.html"
 
 
@@ -71,6 +94,7 @@ def _put_explorer(app: Any, error: Exception | None) -> None:
 
 def setup(app: Any) -> None:
     """Convert docstrings before napoleon reads their sections; put the explorer beside the pages."""
+    _share_contents(app)
     app.connect("source-read", _link_explorer)
     app.connect("build-finished", _put_explorer)
     app.connect("autodoc-skip-member", _skip)

@@ -1,9 +1,14 @@
 """Surroundings of all tests, and of the processes that they start."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As of what a shell runs in the background: programs that tests start would inherit it, and go on after Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -81,6 +81,18 @@ def test_no_built_page_asks_for_a_script_of_another_host() -> None:
     assert asking == {}
 
 
+def test_every_link_of_a_built_page_leads_to_another() -> None:
+    built = DOCS / "_build"
+    if not built.exists():
+        pytest.skip("the documentation is not built: make docs")
+    gone = set()
+    for one in built.rglob("*.html"):
+        for link in re.findall(r'href="([^"#?:]+\.html)["#]', one.read_text(encoding="utf-8")):
+            if not (one.parent / link).exists():
+                gone.add((str(one.relative_to(built)), link))
+    assert gone == set()
+
+
 def test_the_accessibility_page_names_tests_that_are_there_and_its_tables_are_the_palette_s() -> None:
     text = (DOCS / "accessibility.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ __all__ = ["WAIT", "Visit", "boxes", "browser", "expect", "needs_browser", "rest
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 WAIT = 60_000
 """Milliseconds that a page has for what is waited for: the machine may be busy."""
+ENDLESS = re.compile(r"/events$|/assets/stream-[^/]*$")
+"""What a browser asks for and never says to have: the stream of events, and the script of the worker that holds it."""
 Visit = Callable[..., Any]
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -113,8 +116,7 @@ def visits(browser: Any, home: str, ready: str, *, quiet: bool = True, height: i
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.asked_for = set()
-        # The stream of events is never there as a whole.
-        page.on("request", lambda one: page.asked_for.add(one) if not one.url.endswith("/events") else None)
+        page.on("request", lambda one: None if ENDLESS.search(one.url) else page.asked_for.add(one))
         for ended in ("requestfinished", "requestfailed"):
             page.on(ended, lambda one: page.asked_for.discard(one))
         if url:
