@@ -12,7 +12,7 @@ from tests.report.test_page import HOSTILE, Page
 
 from levada._errors import MeasurementError
 from levada.report import render_report
-from levada.report.curve import gaps, loss_series
+from levada.report.curve import gaps, loss_series, scale_of
 from levada.report.training import MAX_WATCHED, training_view
 from levada.report.watch import MAX_FINDINGS, watch_view
 from levada.runs import Run, RunWriter, SignalWriter
@@ -446,3 +446,28 @@ def test_of_a_continued_training_it_is_told_where_its_own_samples_end(tmp_path: 
         recorded = "last recorded step 10,100"
         assert row["told"] == f"Nothing was found. 1 of 1 rules judged it{told}. Not ended: {recorded}."
         assert row["called"] == f"healthy{told[1:]}"
+
+
+@pytest.mark.parametrize(
+    ("spike", "level", "scale", "why"),
+    [
+        (60.0, 1.0, "log", "nine in ten losses lie within a tenth of the range"),
+        (500.0, 1.0, "log", "the largest loss is more than 100 times the smallest"),
+        (3.0, 1.0, "linear", ""),
+        (60.0, 30.0, "linear", ""),  # the logarithm would show no more
+        (60.0, -1.0, "linear", ""),  # and has no place for these
+        (math.nan, 1.0, "linear", ""),
+        (math.inf, 1.0, "linear", ""),
+    ],
+)
+def test_one_spike_does_not_press_all_losses_into_a_line(spike, level, scale, why):
+    losses = [(step, spike if step == 50 else level + 1 - step / 100) for step in range(101)]
+    assert scale_of(losses) == (scale, f" The axis is logarithmic, as {why}." if why else "")
+
+
+def test_the_page_says_why_its_axis_is_logarithmic(tmp_path):
+    with RunWriter.create(tmp_path / "spiked", kind="train", name="spiked", config={}) as writer:
+        values = [60.0 if step == 50 else 2 - step / 100 for step in range(101)]
+        writer.append("losses", first=0, loss=values, gradient_norm=[1.0] * 101, lr=[0.1] * 101)
+    page = render_report([tmp_path / "spiked"])
+    assert "The axis is logarithmic, as nine in ten losses lie within a tenth of the range." in page

@@ -116,8 +116,9 @@ def test_a_signal_is_told_and_its_handlers_are_put_back(number, capsys, monkeypa
     finally:
         for taken, handler in zip(ENDING, before, strict=True):
             signal.signal(taken, handler)
+    begun = "No run was begun in 'new': give the command again.\n"
     told = f"levada train: ended by {number.name}; what was finished is kept.\n"
-    assert capsys.readouterr().err == ("" if number == signal.SIGINT else told)
+    assert capsys.readouterr().err == begun + ("" if number == signal.SIGINT else told)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="is of terminals")
@@ -196,7 +197,10 @@ def test_a_signal_is_said_once_and_ends_all(number, code, told, ends):
     assert "Traceback" not in said
     assert "torch/distributed" not in said, "its lines on processes that end"
     assert said.count(told) == 1
-    assert said.splitlines()[-1] == f"levada train: {told}; what was finished is kept."
+    lines = said.splitlines()[-2:]  # of Ctrl-C the first process tells, and the launcher after it
+    assert f"levada train: {told}; what was finished is kept." in lines
+    assert "The run is kept in 'new', and goes on from its beginning, as it has no complete checkpoint: levada" in said
+    assert " train.toml --set run.steps=1000000 --resume --processes 2" in lines[number == signal.SIGINT]
     assert Path("out").read_text() == ""
     assert [event["state"] for event in Run("new").events("end")] == ends
     assert len(losses(Run("new"))) > 0

@@ -438,7 +438,10 @@ def test_a_training_that_sigterm_ends_keeps_its_steps_and_says_so(tmp_path, caps
     monkeypatch.setattr(Record, "step", step)
     (tmp_path / "a.toml").write_text("[model]\ndepth = 2\ndim = 8\n[data]\nevaluated = 64\n")
     assert main(["train", str(tmp_path / "a.toml"), "--set", f"run.folder={tmp_path / 'run'}"]) == 143
-    assert capsys.readouterr().err.endswith("levada train: ended by SIGTERM; what was finished is kept.\n")
+    *_, goes_on, last = capsys.readouterr().err.splitlines()
+    assert last == "levada train: ended by SIGTERM; what was finished is kept."
+    assert goes_on.startswith(f"The run is kept in '{tmp_path / 'run'}', and goes on from its beginning, as it has no ")
+    assert goes_on.endswith(f": levada train {tmp_path / 'a.toml'} --set run.folder={tmp_path / 'run'} --resume")
     run = Run(tmp_path / "run")
     assert list(losses(run)) == [0, 1, 2]
     assert [(event["state"], event["error"]) for event in run.events("end")] == [("stopped", "ended by SIGTERM")]

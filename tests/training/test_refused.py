@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 
 from levada.cli import main
 from levada.training import resolve, train
+from levada.training.building import build_network
+from levada.training.config import Data, Model
+from levada.training.data import load_data
 
 BASE = """
 [model]
@@ -140,12 +144,53 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(source, packa
 
 
 def test_what_has_no_room_in_memory_is_no_defect(capsys):
-    told = "there is not enough memory: 4000000000000000000 bytes were asked for at once. Use a smaller model or batch."
-    assert refused(capsys, "model.dim=1000000000") == (3, f"levada train: {told}")
+    code, said = refused(capsys, "model.dim=1000000000")
+    told = r"there is not enough memory: weights, gradients and the optimizer's state take more than [\d.e+]+ GB, of"
+    assert code == 3
+    assert re.match(f"levada train: {told}", said)
     told = "there is not enough memory. Use a smaller model or batch."  # PyTorch cannot count these bytes
     assert refused(capsys, "model.dim=100000000000") == (3, f"levada train: {told}")
     streams = "model.connection=HyperConnection model.connection_options.streams=100000000000"
     assert refused(capsys, streams) == (3, f"levada train: {told}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "copies"),
+    [
+        ("run.steps=1", 4),
+        ("optimizer.name=sgd", 3),
+        ("optimizer.name=sgd optimizer.momentum=0", 2),
+        ("parallel.kind=ddp", 4),
+        ("parallel.kind=fsdp", 1),  # each process builds the whole, and keeps a part
+    ],
+)
+def test_a_network_that_cannot_fit_is_refused_before_it_takes_memory(changes, copies, capsys, monkeypatch):
+    model = Model(depth=2, dim=8)
+    size = 4 * sum(p.numel() for p in build_network(model, load_data(Data())).parameters())
+    build = importlib.import_module("levada.training.loop").build_network
+    built = []
+    monkeypatch.setattr(importlib.import_module("levada.training.loop"), "build_network", lambda *a: built.append(a))
+    room = importlib.import_module("levada.training.room")
+    small = f"model.depth=2 model.dim=8 run.steps=1 {changes}"
+    monkeypatch.setattr(room, "machine_memory", lambda: copies * size - 1)
+    code, said = refused(capsys, small)
+    assert (code, built) == (3, [])
+    assert "there is not enough memory" in said
+    assert said.endswith("Make model.dim or model.depth smaller.")
+    monkeypatch.setattr(importlib.import_module("levada.training.loop"), "build_network", build)
+    monkeypatch.setattr(room, "machine_memory", lambda: copies * size)
+    config = resolve({"model": {"depth": 2, "dim": 8}, "run": {"steps": 1, "folder": "fits"}}, changes.split())
+    assert train(config).steps == 1
+
+
+def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
+    room = importlib.import_module("levada.training.room")
+    whole, limit = room.machine_memory(), tmp_path / "memory.max"
+    monkeypatch.setattr(room, "_LIMITS", (str(tmp_path / "absent"), str(limit)))
+    limit.write_text("max\n")
+    assert room.machine_memory() >= whole
+    limit.write_text("1000000\n")
+    assert room.machine_memory() == 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,6 +210,30 @@ def test_mlflow(tmp_path, source):
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     with pytest.raises(UsageError, match=r"pip install mlflow$"):
         open_exporter("mlflow", f"sqlite:///{tmp_path}/runs.db", name="x", config={})
+
+
+def test_a_server_that_does_not_serve_is_known_soon(monkeypatch):
+    asked = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+            self.send_error(503)
+
+        def log_message(self, *_):
+            pass
+
+    # Without the pauses between them, which double: 7 retries take four minutes.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(UsageError, match=rf"the store {address} cannot be opened .* Is the server running\?$"):
+            open_exporter("mlflow", address, name="x", config={})
+        server.shutdown()
+    assert asked == ["3"] * 4
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 TRACKIO = """

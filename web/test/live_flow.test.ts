@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { address, ask, type Row, value } from "../src/live/api";
-import { aligned, curve, isWide, nearest, when } from "../src/live/curves";
+import { aligned, curve, nearest, when, whyLogarithmic } from "../src/live/curves";
 import { Kept, Latest } from "../src/live/latest";
 import { shown } from "../src/live/listing";
 import { LISTING, whole } from "../src/live/place";
@@ -231,8 +231,24 @@ describe("curves", () => {
   it("stand in the middle of their bins, and say what is not drawn", () => {
     expect(one.x).toEqual([5, 15, 20]);
     expect([one.merged, one.broken]).toEqual([true, 10]);
-    expect(isWide([one])).toBe(true);
-    expect(isWide([{ ...one, low: [1, 0, 0.01] }])).toBe(false);
+    expect(whyLogarithmic([one])).toBe("the largest loss is more than 100 times the smallest");
+    expect(whyLogarithmic([{ ...one, low: [1, 0, 0.01] }])).toBe("");
+    expect(whyLogarithmic([])).toBe("");
+  });
+
+  it("are drawn by their logarithms where one spike would press all others into a line", () => {
+    const steps = Array.from({ length: 101 }, (_, step) => step);
+    const drawn = (spike: number, level: number) => {
+      const values = steps.map((step) => (step === 50 ? spike : level + 1 - step / 100));
+      const counts = steps.map(() => 1);
+      const nonfinite = steps.map(() => 0);
+      const held = { first: steps, last: steps, low: values, mean: values, high: values, count: counts, nonfinite };
+      return whyLogarithmic([curve(held, "loss", 0, false)]);
+    };
+    expect(drawn(60, 1)).toBe("nine in ten losses lie within a tenth of the range");
+    expect(drawn(3, 1)).toBe("");
+    expect(drawn(60, 30)).toBe(""); // the logarithm would show no more
+    expect(drawn(60, -1)).toBe("");
   });
 
   it("say of which steps a mean is, and not that it is of one of them", () => {
@@ -279,6 +295,7 @@ describe("names and ticks of an axis", () => {
   it("are few over many decades, and there are some over one", () => {
     expect(logTicks(0.9, 2e24).map((tick) => tickWords(tick, true))).toEqual(["1", "10⁵", "10¹⁰", "10¹⁵", "10²⁰"]);
     expect(logTicks(0.15, 3)).toEqual([0.2, 0.5, 1, 2]);
+    expect(logTicks(0.22, 35)).toEqual([0.3, 1, 3, 10, 30]);
     expect(tickWords(0.25, true)).toBe("0.25");
   });
 

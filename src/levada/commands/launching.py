@@ -18,7 +18,7 @@ from levada.commands.output import tell
 from levada.runs.checkpoints import CHECKPOINTS, stored
 from levada.runs.manifest import MANIFEST
 
-__all__ = ["launch"]
+__all__ = ["going_on", "launch"]
 
 _TAKEN: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # torch handles these, and gives none back
 _MEANT: Final = {
@@ -77,8 +77,9 @@ def launch(words: Sequence[str], processes: int, folder: Path) -> int:
         return 128 - first.exitcode  # as a shell says what a signal ended
     except SignalException as ended:
         # Of Ctrl-C the first process tells. Any other ends them without a word, and SIGHUP the terminal as well.
-        if ended.sigval != signal.SIGINT:
-            with suppress(OSError):
+        with suppress(OSError):
+            tell(going_on([*words, "--processes", str(processes)], folder), stderr=True)
+            if ended.sigval != signal.SIGINT:
                 tell(f"levada {words[0]}: ended by {ended.sigval.name}; what was finished is kept.", stderr=True)
         return 128 + ended.sigval
     finally:
@@ -110,11 +111,29 @@ def _killed(rank: int, number: int, words: Sequence[str], processes: int, folder
     known = {taken.value: taken.name for taken in signal.Signals}
     name = known.get(number, f"signal {number}")
     told = f"process {rank} of {processes} was ended by {name}{_MEANT.get(name, '')}. The others were ended too. "
+    return told + going_on([*words, "--processes", str(processes)], folder)
+
+
+def going_on(words: Sequence[str], folder: Path) -> str:
+    """Say of a training that did not end where its run is, after which step it goes on, and by which command.
+
+    Args:
+        words: the command line that began it.
+        folder: of the run.
+
+    Example:
+        >>> going_on(["train", "a.toml"], Path("no/such/folder"))
+        "No run was begun in 'no/such/folder': give the command again."
+    """
     if not (folder / MANIFEST).exists():
-        return f"{told}No run was begun in {str(folder)!r}: give the command again."
+        return f"No run was begun in {str(folder)!r}: give the command again."
     newest = next((one.step for one in stored(folder / CHECKPOINTS) if not one.damage), None)
-    again = [*words, *(() if "--resume" in words else ("--resume",)), "--processes", str(processes)]
+    command, config, *options = words
+    again = [command, config, *options]
+    if "--resume" not in options:
+        place = options.index("--processes") if "--processes" in options else len(options)
+        again[2:] = [*options[:place], "--resume", *options[place:]]
     where = "from its beginning, as it has no complete checkpoint"
     if newest is not None:
         where = f"after step {newest}, its newest checkpoint"
-    return f"{told}The run is kept in {str(folder)!r}, and goes on {where}: {shlex.join(['levada', *again])}"
+    return f"The run is kept in {str(folder)!r}, and goes on {where}: {shlex.join(['levada', *again])}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from levada import __version__
 from levada._errors import UsageError
 from levada._names import printable
+from levada.runs.address import require_local
 from levada.runs.manifest import MANIFEST
 from levada.targets import line_of
 
@@ -113,6 +114,7 @@ def require_writable(options: argparse.Namespace) -> None:
             raise UsageError(f"{rule}. Make the folder {str(path.parent)!r}, or give another path.")
     run = getattr(options, "run", None)
     if run is not None:
+        require_local("--run must name a folder of this machine", run, "Keep it in a folder, and copy that.")
         _require_free(Path(run), run)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from levada._errors import UsageError
 from levada.commands.inputs import setting
 from levada.commands.output import QUIET, UNMEASURED, console, studies_bar, tell
+from levada.runs.address import require_local
 from levada.runs.manifest import MANIFEST
 from levada.studies import require_study
 
@@ -26,6 +27,8 @@ def study(options: argparse.Namespace) -> int:
     every = "all" in (name.lower() for name in options.names)
     numbers = [] if every else list(dict.fromkeys(map(require_study, options.names)))
     settings = dict(setting(text) for text in options.set)
+    advice = "Compute in a folder, and copy it there afterwards."
+    require_local("--out must name a folder of this machine", options.out, advice)
     _require_folder(Path(options.out))
     chosen = {key: _value(text) for key, text in (setting(one, "--executor-set") for one in options.executor_set)}
 

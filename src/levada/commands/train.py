@@ -7,11 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from levada._errors import MeasurementError, UsageError
-from levada._termination import terminable
+from levada._termination import Terminated, terminable
 from levada.commands.output import QUIET, console, tell
 
 __all__ = ["train"]
@@ -60,9 +61,14 @@ def _launch(options: argparse.Namespace) -> int:
         )
     from levada.commands.launching import launch
 
+    return launch(_words(options), options.processes, Path(config.run.folder))
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """Return the command line of each process."""
     sets = [word for change in options.set for word in ("--set", change)]
     switches = [word for word, given in (("--resume", options.resume), ("--debug", options.debug)) if given]
-    return launch(["train", options.config, *sets, *switches], options.processes, Path(config.run.folder))
+    return ["train", options.config, *sets, *switches]
 
 
 def _said(error: Exception) -> bool:
@@ -95,7 +101,15 @@ def _train(options: argparse.Namespace) -> int:
 
     from levada.training import train as run
 
-    trained = run(config, resume=options.resume, stream=sys.stderr)
+    try:
+        trained = run(config, resume=options.resume, stream=sys.stderr)
+    except (KeyboardInterrupt, Terminated):
+        if "RANK" not in os.environ:  # of several processes their launcher knows the command
+            from levada.commands.launching import going_on
+
+            with suppress(OSError):  # the terminal is gone
+                tell(going_on(_words(options), Path(config.run.folder)), stderr=True)
+        raise
     if int(os.environ.get("RANK", "0")):
         return QUIET
     done = f"{trained.steps} steps"

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from levada.runs.losses import told_alone
 
-__all__ = ["counted", "gaps", "is_wide", "loss_series", "of_whom", "told"]
+__all__ = ["counted", "gaps", "loss_series", "of_whom", "scale_of", "told"]
 
 MAX_LOSSES: Final = 1200
+WIDE: Final = 100
 MAX_TOLD: Final = 3
 # So many stretches without a loss are pauses of a watch, of which one so many times as long as all but a few is none.
 PAUSES, LONG = 16, 8
@@ -110,10 +111,31 @@ def _thinned(losses: Losses, most: int) -> list[tuple[int, float]]:
     return kept
 
 
-def is_wide(losses: Losses) -> bool:
-    """Whether an axis of these losses should be logarithmic."""
-    finite = [value for _, value in losses if math.isfinite(value)]
-    return bool(finite) and min(finite) > 0 and max(finite) > 100 * min(finite)
+def scale_of(losses: Losses) -> tuple[str, str]:
+    """Choose the scale of an axis for losses, and say in a caption why where it is logarithmic.
+
+    It is where the largest is more than 100 times the smallest, and where one spike would press all others into a line:
+    nine in ten lie within a tenth of the range, and take twice the share of a logarithmic axis, or more.
+
+    Example:
+        >>> steady = [(step, 2.0 - step / 100) for step in range(100)]
+        >>> scale_of(steady)
+        ('linear', '')
+        >>> scale_of([*steady, (100, 60.0)])
+        ('log', ' The axis is logarithmic, as nine in ten losses lie within a tenth of the range.')
+    """
+    finite = sorted(value for _, value in losses if math.isfinite(value))
+    if not finite or finite[0] <= 0 or finite[-1] == finite[0]:
+        return "linear", ""
+    least, most = finite[0], finite[-1]
+    if most > WIDE * least:
+        return "log", f" The axis is logarithmic, as the largest loss is more than {WIDE} times the smallest."
+    skipped = len(finite) // 20
+    low, high = finite[skipped], finite[-1 - skipped]
+    share = (high - low) / (most - least)
+    if share < 1 / 10 and math.log(high / low) >= 2 * share * math.log(most / least):
+        return "log", " The axis is logarithmic, as nine in ten losses lie within a tenth of the range."
+    return "linear", ""
 
 
 def counted(losses: Losses, left: float | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from levada._errors import UsageError
 from levada._names import CALLED
 from levada.report.beside import line_figure
-from levada.report.curve import counted, is_wide, loss_series, told
+from levada.report.curve import counted, loss_series, scale_of, told
 from levada.report.staged import read_together
 from levada.report.watch import MAX_FINDINGS
 from levada.report.words import SIGNS, count, number, phrase, sentence, short
@@ -150,15 +150,16 @@ def _figures(
         return []
     # A loss is measured before its step's update: after so many steps as its number says, like what is held out.
     series = loss_series(losses, "training")
+    scale, why = scale_of([*losses, *held_out])
     spec = {
         "title": "",
         "x": {"label": "steps done"},
-        "y": {"label": "loss", "scale": "log" if is_wide([*losses, *held_out]) else "linear"},
+        "y": {"label": "loss", "scale": scale},
         "series": [series, *([loss_series(held_out, "held out")] if held_out else [])],
     }
     what = counted(losses, left) + (", each before its update" if left is None else "")
     what += f", and {count(len(held_out), 'evaluation')} on what is held out." if held_out else "."
-    return [line_figure(spec, "The loss", what + told(losses, series))]
+    return [line_figure(spec, "The loss", what + told(losses, series) + why)]
 
 
 def _watched(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:

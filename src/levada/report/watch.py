@@ -9,7 +9,7 @@ from typing import Any, Final
 from levada._numbers import sampled
 from levada.report.beside import heat_figure, line_figure
 from levada.report.check import finding_view, table_view
-from levada.report.curve import counted, is_wide, loss_series, of_whom
+from levada.report.curve import counted, loss_series, of_whom, scale_of
 from levada.report.curve import told as told_of
 from levada.report.damage import of_absent, of_bundles, of_rank, of_signals
 from levada.report.grid import Fine
@@ -258,6 +258,7 @@ def _loss(
     if not losses:
         return []
     series = loss_series(losses)
+    scale, why = scale_of(losses)
     spans = []
     for one in findings:
         came, over = number(one.get("came")), number(one.get("over"))
@@ -266,12 +267,12 @@ def _loss(
     spec = {
         "title": "",
         "x": {"label": "step"},
-        "y": {"label": "loss", "scale": "log" if is_wide(losses) else "linear"},
+        "y": {"label": "loss", "scale": scale},
         "series": [series],
         "spans": spans,
     }
     shaded = " Shaded are the steps at which a finding stood." if spans else ""
-    caption = f"{counted(losses, left)}.{whose}{shaded}{told_of(losses, series)}"
+    caption = f"{counted(losses, left)}.{whose}{shaded}{told_of(losses, series)}{why}"
     return [line_figure(spec, "The loss", caption)]
 
 

@@ -16,10 +16,11 @@ from typing import Any, Final, NoReturn
 from levada._errors import UsageError, import_extra
 from levada.runs.manifest import MANIFEST, write_atomically
 
-__all__ = ["cache_folder", "connect", "fetch", "is_remote", "local"]
+__all__ = ["cache_folder", "connect", "fetch", "is_remote", "local", "require_local"]
 
 # At least two letters before the colon: one is a drive of Windows.
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+_SHORTENED: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|:)")  # an address, also as pathlib leaves it: "s3:/bucket"
 # Seconds between two looks at an address where a listed file was gone: its writer seals, or lets go of detail.
 _PAUSES: Final = (0.0, 0.1, 0.5, 2.0)
 _COPYING: Final[dict[Path, threading.Lock]] = {}
@@ -37,6 +38,28 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
         [True, True, False, False]
     """
     return isinstance(path, str) and _ADDRESS.match(path) is not None
+
+
+def require_local(rule: str, path: str | os.PathLike[str], advice: str) -> None:
+    """Raise where a folder of this machine is meant and an address came, of which a folder "s3:" would be made.
+
+    Args:
+        rule: what must be, as "--out must name a folder of this machine".
+        path: what came, before pathlib takes a slash away.
+        advice: what to do.
+
+    Raises:
+        UsageError: if it is an address.
+
+    Example:
+        >>> require_local("--out must name a folder of this machine", "s3://bucket/runs", "Copy it there later.")
+        Traceback (most recent call last):
+        levada._errors.UsageError: --out must name a folder of this machine, got the address s3://bucket/runs....
+        >>> require_local("--out must name a folder of this machine", "./s3:/bucket", "")
+    """
+    text = os.fspath(path)
+    if _SHORTENED.match(text):
+        raise UsageError(f"{rule}, got the address {text}. {advice}")
 
 
 def local(path: str | os.PathLike[str]) -> Path:

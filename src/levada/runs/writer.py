@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, final
 
 from levada._errors import TakenError, UsageError
+from levada.runs.address import require_local
 from levada.runs.frames import MAGIC, Damage, encode, frame, survivors
 from levada.runs.lock import WriterLock
 from levada.runs.manifest import LOG, MANIFEST, Manifest, describe, read_manifest, write_atomically, write_manifest
@@ -18,6 +19,9 @@ from levada.runs.reader import examine
 __all__ = ["RunWriter", "mend_log"]
 
 _SYNC_SECONDS = 5.0
+_ADVICE = (
+    "Write to a folder; levada.watch(run=) takes an address, as text, and levada.runs.remote.upload brings a folder."
+)
 
 
 @final
@@ -58,8 +62,9 @@ class RunWriter:
             config: the settings, as what JSON can hold.
 
         Raises:
-            UsageError: if the folder already holds a run, or another writer is beginning one there.
+            UsageError: if the folder already holds a run, another writer is beginning one there, or it is an address.
         """
+        require_local("RunWriter.create: path must be a folder of this machine", path, _ADVICE)
         folder = Path(path)
         manifest = describe(kind, name, config)
         there = next((one for one in (folder, *folder.parents) if one.exists()), None)

@@ -22,7 +22,7 @@ from levada.training.config import Config, Model, Optimizer, Schedule
 from levada.training.data import Source, load_data
 from levada.training.files import fitting
 
-__all__ = ["arranged", "build_network", "build_optimizer", "learning_rate", "network_of"]
+__all__ = ["arranged", "bare_network", "build_network", "build_optimizer", "learning_rate", "network_of"]
 
 _CALLABLES = ("activation", "norm")
 _LISTED: Final = 40  # names that a sentence may have, more than there are connections
@@ -54,6 +54,21 @@ def build_network(model: Model, source: Source) -> Network:
         >>> len(build_network(Model(depth=3, connection="ReZero"), source).stack)
         3
     """
+    network = bare_network(model, source)
+    _require_runs(network, model, source)
+    return _initialised(network, model, source)
+
+
+def bare_network(model: Model, source: Source) -> Network:
+    """Build a network as `build_network` does, with the weights that its layers draw, and without a call of it.
+
+    Args:
+        model: the configuration.
+        source: the data; its shapes are the network's.
+
+    Raises:
+        UsageError: if a name or an option is not known, or does not fit.
+    """
     known = {n: c for n, c in vars(connections).items() if isinstance(c, type) and issubclass(c, Connection)}
     connection = _named(model.connection, known, "model.connection")
     build = getattr(networks, model.network)
@@ -71,8 +86,8 @@ def build_network(model: Model, source: Source) -> Network:
     else:
         shape = {"dim": model.dim, "vocabulary": source.outputs}
     network = _called(partial(build, model.depth, **shape), "model.options", model.connection_options, **options)
-    _require_runs(network, model, source)
-    return _initialised(network, model, source)
+    assert isinstance(network, Network)
+    return network
 
 
 def network_of(config: Config) -> Network:

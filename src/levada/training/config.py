@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any, Final, Literal, final
 
 from levada._errors import UsageError, require_at_least
+from levada.runs.address import require_local
 from levada.training.spread import Parallel
 
 __all__ = [
@@ -116,6 +117,7 @@ class Data:
         _least("data.evaluated", self.evaluated, 1)
         _between("data.held_out", self.held_out, 0.0, 1.0)
         _require_whole_path("data.path", self.path)
+        require_local("train: data.path must name a place on this machine", self.path, "Copy the data to it first.")
         if self.source in ("text", "images") and not self.path:
             raise UsageError(f'train: data.path must name what data.source = "{self.source}" reads, got none.')
         if self.source in ("mnist1d", "king_james") and self.path:
@@ -262,6 +264,8 @@ class Run:
         if not self.folder or "\0" in self.folder:
             raise UsageError(f"train: run.folder must name a folder, got {self.folder!r}.")
         _require_whole_path("run.folder", self.folder)
+        advice = "Train in a folder, and copy it there when the training is over."
+        require_local("train: run.folder must name a folder of this machine", self.folder, advice)
 
 
 @final

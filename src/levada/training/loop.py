@@ -18,7 +18,7 @@ from torch import Tensor
 from levada._errors import UsageError
 from levada.connections import StochasticDepth
 from levada.runs import Run
-from levada.training.building import arranged, build_network, build_optimizer, learning_rate
+from levada.training.building import arranged, bare_network, build_network, build_optimizer, learning_rate
 from levada.training.checkpoint import Checkpoints
 from levada.training.config import Config
 from levada.training.data import Examples, Source, described, load_data, require_batch
@@ -27,6 +27,7 @@ from levada.training.parallel import parallelise, process_mesh
 from levada.training.pipeline import Pipeline
 from levada.training.processes import Processes, join, launch
 from levada.training.record import Progress, Record
+from levada.training.room import require_room
 from levada.training.sampling import Order, mix, share
 from levada.training.stopping import NotFiniteError, say_found, stop
 from levada.watching.sample import Continue
@@ -243,6 +244,7 @@ def _seed(seed: int, step: int, replica: int) -> None:
 
 
 def _engine(config: Config, source: Source, processes: Processes) -> Engine:
+    require_room(partial(bare_network, config.model, source), *_copies(config, processes))
     torch.manual_seed(config.run.seed)  # the same weights in every process
     network = build_network(config.model, source).to(processes.device).train()
     mesh = process_mesh(config.parallel, processes.device.type)
@@ -266,6 +268,16 @@ def _engine(config: Config, source: Source, processes: Processes) -> Engine:
     return WholeNetwork(
         model, accumulate=accumulate, bfloat16=bfloat16, replica=processes.rank, replicas=processes.size
     )
+
+
+def _copies(config: Config, processes: Processes) -> tuple[int, str]:
+    """Say how many copies of the weights are in this machine's memory at least, and what they are."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    each = "" if here == 1 else f" of {here} processes"
+    if processes.device.type != "cpu" or config.parallel.kind not in ("none", "ddp"):
+        return here, f"the weights{each}"  # each process builds the whole network, before it keeps its part
+    state = {"adamw": 2, "sgd": 1 if config.optimizer.momentum else 0}[config.optimizer.name]
+    return here * (2 + state), f"weights, gradients and the optimizer's state{each}"
 
 
 def _batches(

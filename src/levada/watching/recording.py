@@ -22,6 +22,7 @@ from levada._termination import PATIENCE, before_end
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
+from levada.runs.address import require_local
 from levada.runs.folders import rank_folder
 from levada.runs.losses import LOGGED
 from levada.runs.manifest import MANIFEST, name_of
@@ -39,6 +40,7 @@ from levada.watching.since import Since
 
 __all__ = ["Recording", "Watched"]
 
+_AS_TEXT: Final = "Write it as text: pathlib takes one of its slashes away."
 _LONGEST: Final = 2_000  # characters of an error that ended a training
 _SITE: Final = tuple(field.name for field in fields(Site))
 
@@ -128,6 +130,8 @@ class Recording:
         keep: int = 4096,
     ) -> None:
         address = folder if isinstance(folder, str) and is_remote(folder) else None
+        if address is None:
+            require_local("levada.watch: run must be a folder, or an address as text", folder, _AS_TEXT)
         if rank is None:
             distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
             rank = torch.distributed.get_rank() if distributed else 0

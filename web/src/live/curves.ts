@@ -68,19 +68,27 @@ export function aligned(curves: readonly Curve[]): { x: number[]; columns: (numb
   return { x, columns };
 }
 
-const WIDE = 100; // as in the report: of a loss that falls further than by this factor, the logarithm is drawn
+const WIDE = 100;
 
-export function isWide(curves: readonly Curve[]): boolean {
-  let [low, high] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
-  for (const one of curves) {
-    for (const held of one.mean) {
-      if (!Number.isFinite(held)) continue;
-      low = Math.min(low, held);
-      high = Math.max(high, held);
-    }
-    if (one.low.some((held) => held <= 0)) return false;
+/**
+ * Why the logarithm of losses is drawn, as in the report; "" where it is not. One spike would press all others into a
+ * line where nine in ten lie within a tenth of the range, and take twice the share of a logarithmic axis, or more.
+ */
+export function whyLogarithmic(curves: readonly Curve[]): string {
+  const [lows, means, highs] = (["low", "mean", "high"] as const).map((name) =>
+    curves.flatMap((one) => one[name].filter(Number.isFinite)).sort((a, b) => a - b),
+  );
+  const least = Math.min(lows[0] ?? Number.NaN, means[0] ?? Number.NaN);
+  const most = Math.max(highs.at(-1) ?? Number.NaN, means.at(-1) ?? Number.NaN);
+  if (!(least > 0 && most > least)) return "";
+  if (means[means.length - 1] > WIDE * means[0]) return `the largest loss is more than ${WIDE} times the smallest`;
+  const skipped = Math.floor(means.length / 20);
+  const [low, high] = [means[skipped], means[means.length - 1 - skipped]];
+  const share = (high - low) / (most - least);
+  if (share < 1 / 10 && Math.log(high / low) >= 2 * share * Math.log(most / least)) {
+    return "nine in ten losses lie within a tenth of the range";
   }
-  return low > 0 && high > WIDE * low;
+  return "";
 }
 
 /** Of which steps an entry is: the mean of several is not that of one. */

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time as clock
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +16,22 @@ __all__ = ["MLflow"]
 
 # What one call of log_batch takes.
 _MOST = 1000
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let a server that is not there be known in some 14 seconds; by the 7 retries of MLflow it takes four minutes.
+
+    While it is written to, MLflow's own number counts, so that a server that is started again loses nothing.
+    """
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    chosen = name in os.environ
+    os.environ.setdefault(name, "3")
+    try:
+        yield
+    finally:
+        if not chosen:
+            os.environ.pop(name, None)
 
 
 @final
@@ -44,14 +61,15 @@ class MLflow:
         self._entities = import_tool("mlflow.entities", "mlflow-skinny", "Exporting to MLflow")
         tracking = import_tool("mlflow.tracking", "mlflow-skinny", "Exporting to MLflow")
         try:
-            self._client = tracking.MlflowClient(tracking_uri=address)
-            found = self._client.get_experiment_by_name("levada")
-            experiment = found.experiment_id if found else self._client.create_experiment("levada")
+            with _few_retries():
+                self._client = tracking.MlflowClient(tracking_uri=address)
+                found = self._client.get_experiment_by_name("levada")
+                experiment = found.experiment_id if found else self._client.create_experiment("levada")
         except Exception as error:
             reason = str(error).split(". ")[0].strip(".")
-            raise UsageError(
-                f"MLflow: the store {address} cannot be opened ({reason}). A database needs: pip install mlflow"
-            ) from error
+            served = address.startswith(("http:", "https:"))
+            advice = "Is the server running?" if served else "A database needs: pip install mlflow"
+            raise UsageError(f"MLflow: the store {address} cannot be opened ({reason}). {advice}") from error
         self._run = self._client.create_run(experiment, run_name=name).info.run_id
         self.where = address
         opened = "MLFLOW_ALLOW_FILE_STORE=true " if address.startswith("file:") else ""
