@@ -118,9 +118,10 @@ class Passes:
         open_scripting(self)
         keep = self._handles.append
         called, (after, left) = self.hooks
-        keep(self._model.register_forward_pre_hook(called, with_kwargs=True, prepend=True))
-        keep(self._model.register_forward_hook(after))
-        keep(self._model.register_forward_hook(left, always_call=True))
+        model, each = self._model, nn.Module  # what torch.jit made refuses its own methods, and calls the hooks
+        keep(each.register_forward_pre_hook(model, called, with_kwargs=True, prepend=True))
+        keep(each.register_forward_hook(model, after))
+        keep(each.register_forward_hook(model, left, always_call=True))
 
     @property
     def hooks(self) -> tuple[Hook, tuple[Hook, Hook]]:
