@@ -19,6 +19,7 @@ from levada.probe.recorder import first_floating, tensors
 from levada.watching.alike import Alike
 from levada.watching.kept_pass import Buffers, Kept, Pass
 from levada.watching.losses import in_backward
+from levada.watching.moved import Moved
 from levada.watching.parts import Parts
 from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
@@ -85,7 +86,7 @@ class Passes:
         spent: Callable[[float], None],
         fail: Callable[[Exception], None],
     ) -> None:
-        self.skips, self.alike, self._parts = Skips(model), Alike(), Parts(model)
+        self.skips, self.moved, self.alike, self._parts = Skips(model), Moved(model), Alike(), Parts(model)
         self._under = _Under()
         self.seen = self.backward = 0  # passes with gradients, and backward passes
         self.counted = 0  # passes in the mode in which the model learns
@@ -224,6 +225,16 @@ class Passes:
         self._learners |= {own} & self._ran
         self.backward += 1
         self.skips.learned(roots)
+        self.moved.learned(self.skips.most)
+
+    def updated(self, step: int) -> None:
+        """Hear of an update.
+
+        Args:
+            step: its number.
+        """
+        self.skips.updated(step)
+        self.moved.updated(step)
 
     def inside(self) -> bool:
         """Return whether a pass with gradients is under way."""
