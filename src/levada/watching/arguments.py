@@ -24,12 +24,17 @@ def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
         optimizer: one, several in a sequence, or None.
 
     Raises:
-        UsageError: if the model has no parameters, something is no optimizer, one holds none of the model's, or
-            one is given twice.
+        UsageError: if the model has no parameters, or some without values, something is no optimizer, one holds none of
+            the model's, or one is given twice.
     """
     held = {id(p) for p in model.parameters()}
     if not held:
         raise UsageError(f"watch: the model must have parameters, but {type(model).__name__} has none.")
+    if any(p.is_meta and p.requires_grad for p in model.parameters()):
+        raise UsageError(
+            f"watch: the model's parameters must have values, but {type(model).__name__}'s are on the meta device. "
+            "Watch it once they are made, with an optimizer that was made after them."
+        )
     given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
     if optimizer is not None and not given:
         raise UsageError(

@@ -285,7 +285,7 @@ class Engine:
             begun = time.perf_counter()
             self.weights.after(optimizer)
             self.losses.stepped(optimizer)
-            self.passes.skips.updated(self.steps)
+            self.passes.updated(self.steps)
             self._spent.add(time.perf_counter() - begun)
         if self._turn.complete:
             self.finish()
@@ -344,7 +344,7 @@ class Engine:
             return
         begun = time.perf_counter()
         reading = self._reading
-        self.passes.skips.updated(self.steps)
+        self.passes.updated(self.steps)
         self._turn.end()
         self._heard = False
         learned = self.losses.current() is not None

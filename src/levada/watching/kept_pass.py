@@ -99,7 +99,7 @@ class Buffers:
         self._places = [
             (plain_name(f"{path}.{key}" if path else key), module, key)
             for path, module in original(model).named_modules()
-            for key in module._buffers
+            for key in module._buffers.keys()  # noqa: SIM118  # of what torch.jit made, no dictionary
         ]
         self._seen: dict[str, tuple[Tensor, int]] = {}
         self._copies: dict[str, Tensor] = {}
@@ -143,7 +143,8 @@ class Buffers:
 
     def _now(self) -> Iterator[tuple[str, Tensor]]:
         for name, module, key in self._places:
-            tensor = module._buffers.get(key)
+            held = module._buffers
+            tensor = held.get(key) if isinstance(held, dict) else getattr(module, key, None)
             if tensor is None or isinstance(tensor, nn.parameter.UninitializedBuffer) or hasattr(tensor, "placements"):
                 continue
             if tensor.layout is torch.strided and not tensor.is_inference():

@@ -19,6 +19,7 @@ from levada.probe.recorder import first_floating, tensors
 from levada.watching.alike import Alike
 from levada.watching.kept_pass import Buffers, Kept, Pass
 from levada.watching.losses import in_backward
+from levada.watching.moved import Moved
 from levada.watching.parts import Parts
 from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
@@ -85,7 +86,7 @@ class Passes:
         spent: Callable[[float], None],
         fail: Callable[[Exception], None],
     ) -> None:
-        self.skips, self.alike, self._parts = Skips(model), Alike(), Parts(model)
+        self.skips, self.moved, self.alike, self._parts = Skips(model), Moved(model), Alike(), Parts(model)
         self._under = _Under()
         self.seen = self.backward = 0  # passes with gradients, and backward passes
         self.counted = 0  # passes in the mode in which the model learns
@@ -118,9 +119,10 @@ class Passes:
         open_scripting(self)
         keep = self._handles.append
         called, (after, left) = self.hooks
-        keep(self._model.register_forward_pre_hook(called, with_kwargs=True, prepend=True))
-        keep(self._model.register_forward_hook(after))
-        keep(self._model.register_forward_hook(left, always_call=True))
+        model, each = self._model, nn.Module  # what torch.jit made refuses its own methods, and calls the hooks
+        keep(each.register_forward_pre_hook(model, called, with_kwargs=True, prepend=True))
+        keep(each.register_forward_hook(model, after))
+        keep(each.register_forward_hook(model, left, always_call=True))
 
     @property
     def hooks(self) -> tuple[Hook, tuple[Hook, Hook]]:
@@ -223,6 +225,16 @@ class Passes:
         self._learners |= {own} & self._ran
         self.backward += 1
         self.skips.learned(roots)
+        self.moved.learned(self.skips.most)
+
+    def updated(self, step: int) -> None:
+        """Hear of an update.
+
+        Args:
+            step: its number.
+        """
+        self.skips.updated(step)
+        self.moved.updated(step)
 
     def inside(self) -> bool:
         """Return whether a pass with gradients is under way."""

@@ -108,6 +108,7 @@ class Pauses:
             args: of its step, it first; passes of a closure may end a pause.
             kwargs: likewise.
         """
+        self._passes.moved.begins()
         if not self.on:
             return False
         if not self._alone:
@@ -199,7 +200,7 @@ class Pauses:
         self._passes.resume()
         self._losses.resume(within=within)
         if self._steps:
-            self._passes.skips.updated(self._counted.steps - 1)
+            self._passes.updated(self._counted.steps - 1)
             self._clock.tick(False, self._steps)
             self._cadence.take(self._clock)
         self._arm()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from levada.connection import Layer
@@ -58,7 +59,7 @@ def original(module: nn.Module) -> nn.Module:
         True
     """
     while True:
-        inner = module._modules.get("_orig_mod")
+        inner = module._modules["_orig_mod"] if "_orig_mod" in module._modules else None  # noqa: SIM401
         if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = module.module
         if inner is None:
@@ -237,7 +238,7 @@ class _Tree:
     def _is_opened(self, child: nn.Module, *, element: bool) -> bool:
         """Whether the blocks are inside of a child. What is in a container is a block if it can be one."""
         child = original(child)
-        if isinstance(child, Layer):
+        if isinstance(child, Layer | torch.jit.ScriptModule):  # inside of the latter nothing calls hooks
             return False
         if isinstance(child, nn.ModuleList | nn.ModuleDict):  # these cannot be called
             return _owns(child)

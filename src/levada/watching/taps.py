@@ -27,6 +27,10 @@ _PAST_HOOKS: Final = (
     "something runs the blocks that calls no hooks, as block.forward(x) does, or reads their weights alone: call them "
     "as block(x)."
 )
+_SCRIPTED: Final = (
+    "what torch.jit.script or torch.jit.trace made of a whole model calls none of its blocks' hooks. Watch the module "
+    "that it was made of, or script the blocks one by one."
+)
 
 
 class Listener(Protocol):
@@ -168,6 +172,8 @@ class Taps:
         """Say why no block was seen in a sampled step."""
         if self.unfit:
             self._tell(f"the blocks of the model give {self.unfit} numbers, and what is measured is real")
+        elif isinstance(original(self._model), torch.jit.ScriptModule):
+            self._tell(_SCRIPTED)
         elif _compiles():
             self._tell(f"no block of the model was seen running. {_COMPILED} If not, {_PAST_HOOKS}")
         else:
@@ -195,7 +201,8 @@ class Taps:
 
     def _register(self, module: nn.Module, index: int | None, *, activation: bool, block: bool = True) -> None:
         hook = self._hook(module, index, activation=activation, block=block)
-        self._hooks.append((module.register_forward_hook(hook), hook))
+        # What torch.jit made refuses the method, and calls the hook.
+        self._hooks.append((nn.Module.register_forward_hook(module, hook), hook))
 
 
 @final

@@ -78,7 +78,7 @@ class Watch(Uncopied):
         self.coefficients, self.weights = self._engine.coefficients, self._engine.weights
         self._engine.passes.skips.tell = self._skipped
         self._engine.passes.skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
-        self._engine.broke = lambda: self._tell_all(self.steps)
+        self._engine.broke = self._engine.passes.moved.tell = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
         self.unheard: Callable[[], tuple[str, bool]] = lambda: self._engine.pauses.unheard
@@ -146,7 +146,7 @@ class Watch(Uncopied):
     def standing(self) -> Standing:
         """The verdict so far, which rules it rests on, and why others have not judged: what every view of it tells."""
         judge, parts = self.judge or Judge(self), self._engine.micro_batches
-        over = self._deaf or ("an error ended the watching" if self._engine.broken else "")
+        over = self._deaf or ("an error ended the watching" if self._engine.broken else self._engine.passes.moved.why)
         found = {id(finding): finding for finding in (*judge.findings, *self.findings)}  # others may tell some too
         told = standing_of(judge, steps=self.steps, first=self._first, over=over, findings=found.values())
         return told.withheld(over or PART, stages=parts.stages, num_stages=parts.num_stages) if parts.stages else told
