@@ -307,7 +307,7 @@ def test_an_optimizer_that_steps_in_pauses_alone_is_not_said_to_rest(planned):
             loss_of(model, x).backward()
             optimizers[step < 5 or step % 50 == 30].step()
     assert watch.steps == 2000
-    assert watch.judge.stopped == ""
+    assert watch.judge.between.stopped == ""
     assert watch.findings == []
 
 

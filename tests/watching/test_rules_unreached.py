@@ -74,10 +74,29 @@ def test_gradients_that_are_set_to_zero_behind_the_backward_pass_came_back_all_t
                 parameter.grad.zero_()
             optimizer.step()
     found = [f for f in watch.findings if f.rule == "frozen_layers"]
-    assert [(f.severity, f.where["first"]) for f in found] == [("info", "0"), ("info", "1")]
-    for finding in found:
-        assert "a gradient came back to what it gives" in finding.claim
-        assert "set to zero between the backward pass and the update" in finding.claim
+    assert [(f.severity, f.where) for f in found] == [("info", {"first": "0", "last": "1"})]
+    assert "No gradient reaches the weights of 0 to 1" in found[0].claim
+    assert "a gradient came back to what they give" in found[0].claim
+    assert "set to zero between the backward pass and the update" in found[0].claim
+
+
+def test_blocks_that_lost_their_gradient_at_other_steps_are_told_of_each():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(6)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    since = {1: 20, 3: 20, 4: 30}
+    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
+        for step in range(60):
+            x = torch.randn(8, 4)
+            optimizer.zero_grad()
+            (model(x) - x).square().mean().backward()
+            for i, first in since.items():
+                if step > first:
+                    model[i][0].weight.grad.zero_()
+            optimizer.step()
+    found = [f for f in watch.findings if f.rule == "frozen_layers"]
+    assert [f.evidence["blocks"] for f in found] == [["1", "3"], ["4"]]
+    assert "No gradient reaches the weights of 2 blocks (1, 3)" in found[0].claim
 
 
 def generator(forward, update, steps=120):

@@ -37,7 +37,7 @@ def train(net, optimizers, act=lambda i: None, steps=130, given=None, run=None, 
             for one in optimizers:
                 one.step()
             act(i)
-    assert watch.judge._between._unoptimised is not None
+    assert watch.judge.between._unoptimised is not None
     return [f for f in watch.judge.history if f.rule == "unoptimised_parameters"], watch
 
 

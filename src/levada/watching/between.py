@@ -15,6 +15,7 @@ from levada.watching.glances import Glances
 from levada.watching.idle import Idle
 from levada.watching.ledger import Ledger
 from levada.watching.resting import Resting
+from levada.watching.severed import Severed
 from levada.watching.silence import BY_CHANCE, Silence
 from levada.watching.telling import warn
 from levada.watching.unoptimised import RULE, Unoptimised
@@ -24,6 +25,7 @@ __all__ = ["Between"]
 
 NEW: Final = 7  # samples of what begins to be trained: so many come of those that are asked for
 _LOOKS: Final = "what looks at gradients between samples"
+_SEVERED: Final = "what looks for weights that their layer's gradient never gets to"
 
 
 @final
@@ -46,6 +48,7 @@ class Between:
         self._frozen: Frozen | None = Frozen()
         self.idle = Idle()
         self._glances: Glances | None = Glances(every, ledger.confirm)
+        self._severed: Severed | None = Severed()
         self._resting = Resting()
         self._thawed = 0  # samples that are still wanted of what was thawed
         self._optimizers: Sequence[Any] = ()
@@ -58,12 +61,23 @@ class Between:
     @property
     def asks(self) -> bool:
         """Whether the present step asks for samples: a block has had no gradient for long, or begins to be trained."""
-        return self._thawed == NEW or (self._glances is not None and self._glances.asks)
+        shown = self._severed is not None and self._severed.shown
+        return shown or self._thawed == NEW or (self._glances is not None and self._glances.asks)
 
     @property
     def waits(self) -> bool:
         """Whether samples are still of use to tell why a block has no gradient, or how one learns that was frozen."""
         return self._thawed > 0 or (self._glances is not None and self._glances.waits)
+
+    @property
+    def severed(self) -> tuple[str, ...]:
+        """The weights that never had a gradient, though their layer has shown that they should."""
+        return () if self._severed is None else self._severed.names
+
+    @property
+    def seeks(self) -> bool:
+        """Whether a weight that never had a gradient is yet to be looked at."""
+        return self._severed is not None and self._severed.waits
 
     @property
     def reached(self) -> int | None:
@@ -110,6 +124,8 @@ class Between:
             thawed = self._frozen is not None and self._frozen.thawed
             self._thawed = NEW if thawed else min(self._thawed, NEW - 1)
         self.idle.before_update(model)
+        if self._severed is not None:
+            self._try(_SEVERED, self._severed.before_update, model, optimizers)
         if glances is not None:
             self._try(_LOOKS, glances.before_update, step, model, blocks, silence)
 
@@ -152,6 +168,11 @@ class Between:
         if self._glances is not None:
             self._glances.sampled(step, blocks, silence)
 
+    def let_go(self) -> None:
+        """Take off what hangs on the model; what was found stays."""
+        if self._severed is not None:
+            self._severed.close()
+
     def close(self, blocks: Blocks | None, silence: Silence) -> None:
         """Take what is still on its way from a device.
 
@@ -174,7 +195,8 @@ class Between:
                 self.ended[name] = f"an error ended it, {what}"
                 warn(f"watch: {name} raised {what}. It is judged no more; all else is.")
             else:
-                self._glances = None
+                self._glances = None if name == _LOOKS else self._glances
+                self._severed = None if name == _SEVERED else self._severed
                 warn(f"watch: {name} raised {what}. It looks no more; all else goes on.")
             return False
 

@@ -17,7 +17,7 @@ from levada.watching.silence import BY_CHANCE, Silence
 from levada.watching.transfer import OnItsWay
 from levada.watching.view import Blocks
 
-__all__ = ["UNUSUAL", "Glances", "missed"]
+__all__ = ["UNUSUAL", "Glances", "missed", "sums_of_sizes"]
 
 UNUSUAL: Final = 0.005
 """How likely so many zeros in a row may be by a block's own habit, below which a sample is worth its cost."""
@@ -186,12 +186,18 @@ class Glances:
                 sites.append(site)
         measured[unknown] = False
         if bool(measured.any()):
-            sums, at = _sums(groups)
+            sums, at = sums_of_sizes(groups)
             self._sent = step, OnItsWay(sums), at, measured
 
 
-def _sums(groups: Mapping[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[int]]]) -> tuple[Tensor, Tensor]:
-    """Return the sum of sizes of each gradient, on one device, and the sites that they belong to."""
+def sums_of_sizes(
+    groups: Mapping[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[int]]],
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of sizes of each gradient, on one device, and the sites that they belong to.
+
+    Args:
+        groups: gradients and their sites, by device and type of number.
+    """
     if not groups:
         return torch.zeros(0), torch.zeros(0, dtype=torch.long)
     device = next(iter(groups))[0]

@@ -88,8 +88,8 @@ class Judge:
         self.loss = LossBaseline()
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
         self._ledger = Ledger(confirm, self._keep)
-        self._between = Between(self._ledger, every)
-        self.ended, self.idle = self._between.ended, self._between.idle  # rules judged no more, and why; what rests
+        self.between = Between(self._ledger, every)
+        self.ended, self.idle = self.between.ended, self.between.idle  # rules judged no more, and why; what rests
         self.history = self._ledger.history
         self.blocks: Blocks | None = None
         self.samples = 0
@@ -137,7 +137,7 @@ class Judge:
         self._rates.before_update(step, rate_of(self._optimizers))
         self._scaled = self._scaled or bool(getattr(self._source, "scaled", False))
         weights = getattr(self._source, "weights", None)
-        self._between.before_update(step, self._model, self._optimizers, self.blocks, self.habits.silence, weights)
+        self.between.before_update(step, self._model, self._optimizers, self.blocks, self.habits.silence, weights)
         if self.keeper is not None:
             self.keeper.before_update(step, loss, scaled=self._scaled)
         self._jumps = self.keeper is not None and self.keeper.highest > self._limit
@@ -189,10 +189,10 @@ class Judge:
         assert self._baseline is not None  # made with the blocks
         habits = self.habits
         habits.sampled(sample)
-        self._between.sampled(sample.step, blocks, habits.silence)
+        self.between.sampled(sample.step, blocks, habits.silence)
         rates, rises = self._rates.changes, self._rates.rises
         seen = self._baseline, self.loss, habits.silence, habits.longest, rates, self._model, habits.off, rises
-        view = View(blocks, tuple(self.rows), *seen, habits.rows)
+        view = View(blocks, tuple(self.rows), *seen, habits.rows, self.between.severed)
         self._view, self._limit = view, least_jump(self.loss)
         if (overflow := self._nonfinite.see_sample(view, self._model)) is not None:
             self._told_at_once(overflow)
@@ -255,21 +255,17 @@ class Judge:
     @property
     def asks(self) -> bool:
         """Whether this step asks for samples: its loss is far above what the last one knew, or a gradient is missed."""
-        return self._jumps or self._between.asks
+        return self._jumps or self.between.asks
 
     @property
     def content(self) -> bool:
         """Whether nothing waits for more samples: no spike is open, no loss above the limit, no gradient missed."""
-        return not self._jumps and self._spikes.is_over and not self._between.waits
-
-    @property
-    def reached(self) -> int | None:
-        """The last step between samples at which every trained block was seen to get a gradient; None without one."""
-        return self._between.reached
+        return not self._jumps and self._spikes.is_over and not self.between.waits
 
     def close(self) -> None:
         """Judge what is behind the last sample: losses that no other will bring, and the weights that are left."""
         self.left_out.close()
+        self.between.let_go()
         try:
             ended: Iterable[tuple[int, Any]] = getattr(self._source, "ended_losses", tuple)()
             rest = [(step, float(loss)) for step, loss in ended if step > self._closed_at]
@@ -277,7 +273,7 @@ class Judge:
             return
         if self._view is None or ("numerical_overflow", "") in self._ledger:
             return
-        self._between.close(self.blocks, self.habits.silence)
+        self.between.close(self.blocks, self.habits.silence)
         if rest:
             self._see_losses(rest)
             self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
@@ -310,19 +306,9 @@ class Judge:
         return 0 if self._baseline is None else self._baseline.samples
 
     @property
-    def unheld(self) -> int | None:
-        """Updates over which parameters that no optimizer holds were followed; None where there are none of them."""
-        return self._between.unheld
-
-    @property
     def unheard(self) -> tuple[str, bool]:
         """Why it is not known whether the last pass of the loop was finite, and whether an error ended it; or ""."""
         return getattr(self._source, "unheard", lambda: ("", False))()
-
-    @property
-    def stopped(self) -> str:
-        """Which optimizer steps no more, though what it holds gets gradients; "" if none does."""
-        return self._between.stopped
 
     @property
     def _optimizers(self) -> Sequence[Any]:

@@ -103,7 +103,7 @@ def standing_of(
         lacking=lacking,
         first=first,
         adaptive=judge.blocks is None or judge.blocks.adaptive,
-        reached=judge.reached,
+        reached=judge.between.reached,
     )
 
 
@@ -122,9 +122,9 @@ def _reasons(judge: Judge) -> Iterator[Reason]:
     why, failed = judge.unheard
     if why:
         yield "numerical_overflow", why, failed, None
-    if why := judge.stopped:
+    if why := judge.between.stopped:
         yield UNOPTIMISED, why, True, None
-    updates = judge.unheld
+    updates = judge.between.unheld
     if updates is not None and updates < UPDATES:  # it only informs: no verdict waits for it
         yield UNOPTIMISED, f"it takes {UPDATES} updates", False, ("updates", UPDATES, updates)
     if not judge.rows or judge.blocks is None:
@@ -270,6 +270,8 @@ def _silent(judge: Judge) -> Iterator[Reason]:
     blocks, silence, confirm = judge.blocks, judge.habits.silence, judge.confirm
     if blocks is None:
         return
+    if judge.between.seeks:
+        yield "frozen_layers", "a weight never had a gradient, and the next updates tell if it should", True, None
     trained = blocks.trainable & (silence.run > 0)
     lacking = confirm - silence.sure + (_CLEAR - 1 - silence.run).clamp(min=0) * (silence.sure == 0)
     never = lacking[trained & ~silence.ever & (silence.sure < confirm)]

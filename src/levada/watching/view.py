@@ -126,6 +126,7 @@ class View:
         off: for how long all units but one in a thousand have been off, as `silence`.
         rises: the last steps at which the learning rate had at least doubled, each behind the one heard before it.
         inputs: what is known of the rows of the batches.
+        severed: weights that never had a gradient, though their layer has shown that they should.
     """
 
     blocks: Blocks
@@ -139,6 +140,7 @@ class View:
     off: Silence | None = None
     rises: tuple[tuple[int, int], ...] = ()
     inputs: Rows = field(default_factory=Rows)
+    severed: tuple[str, ...] = ()
 
     @property
     def sample(self) -> Sample:

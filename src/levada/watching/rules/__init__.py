@@ -15,7 +15,8 @@ from levada.watching.rules.steps import (
     learning_rate_too_low,
     lost_update,
 )
-from levada.watching.rules.units import dead_units, frozen_layers, saturated_activation
+from levada.watching.rules.units import dead_units, saturated_activation
+from levada.watching.rules.unreached import frozen_layers
 from levada.watching.view import View
 
 __all__ = ["EXPLAINS", "PLACED", "RULES", "Rule"]
