@@ -22,6 +22,7 @@ from levada.watching.losses import in_backward
 from levada.watching.parts import Parts
 from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
+from levada.watching.telling import unwatched, watched
 from levada.watching.tracing import symbolic
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Passes:
     def attach(self) -> None:
         """Put the hooks on the model."""
         open_scripting(self)
+        watched(self._model)
         keep = self._handles.append
         called, (after, left) = self.hooks
         keep(self._model.register_forward_pre_hook(called, with_kwargs=True, prepend=True))
@@ -130,6 +132,8 @@ class Passes:
     def detach(self) -> None:
         """Remove them, and let go of what was kept."""
         close_scripting(self)
+        if self._handles:
+            unwatched(self._model)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
