@@ -191,20 +191,18 @@ class Between:
         try:
             return bool(look(*of))
         except Exception as error:
-            what, of = f"{type(error).__name__}: {error}", None if self._model is None else self._model()
+            what, model = f"{type(error).__name__}: {error}", None if self._model is None else self._model()
             if name in (RULE, FROZEN):
                 self._unoptimised = None if name == RULE else self._unoptimised
                 self._frozen = None if name == FROZEN else self._frozen
                 self.ended[name] = f"an error ended it, {what}"
-                warn(
-                    f"watch: {name} raised {what}. It is judged no more; all else is.", of=of
-                )
+                warn(f"watch: {name} raised {what}. It is judged no more; all else is.", of=model)
             else:
                 self._glances = None if name == _LOOKS else self._glances
                 self._severed = None if name == _SEVERED else self._severed
                 warn(
                     f"watch: {name} raised {what}. It looks no more; all else goes on.",
-                    of=of,
+                    of=model,
                 )
             return False
 

@@ -106,17 +106,22 @@ def finding_of(spike: Spike, view: View) -> Finding:
             if severity == "error"
             else "What was learned may come back by itself, or not."
         ),
-        falsify=(
-            f"Go on from before step {by_rate['by']} at the rate of before, {by_rate['from']:.3g}: if the loss jumps "
-            "as far, the rate was not why."
-            if by_rate is not None
-            else "Train at a tenth of the rate: if the loss jumps as far, the steps were not why."
-            if spike.step
-            else "Re-run the step from its bundle, by levada replay; go on from before it without these "
-            "batches: if the loss rises again, the batch was not why."
-        ),
+        falsify=_falsify(spike, by_rate),
         remedies=() if by_rate is None else (rate_proposal(view.lr, by_rate["from"]),),
         source="Chowdhery et al. 2022, arXiv 2204.02311 (spikes, and skipping their batches)",
+    )
+
+
+def _falsify(spike: Spike, by_rate: Mapping[str, Any] | None) -> str:
+    """Say what would show wrong what the jump is laid to."""
+    return (
+        f"Go on from before step {by_rate['by']} at the rate of before, {by_rate['from']:.3g}: if the loss jumps "
+        "as far, the rate was not why."
+        if by_rate is not None
+        else "Train at a tenth of the rate: if the loss jumps as far, the steps were not why."
+        if spike.step
+        else "Re-run the step from its bundle, by levada replay; go on from before it without these "
+        "batches: if the loss rises again, the batch was not why."
     )
 
 
