@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["hears", "quietly", "say", "warn"]
+__all__ = ["failed", "hears", "quietly", "say", "warn"]
 
 
 def hears(listener: object, method: str) -> bool:
@@ -26,7 +26,7 @@ def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let an error in a hook end the watching and not the training.
 
     Args:
-        method: of what has `broken` and `fail`.
+        method: of what has `broken`, `fail`, and `interrupted`, which Ctrl-C calls.
     """
 
     @functools.wraps(method)
@@ -37,8 +37,22 @@ def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
         except Exception as error:  # whatever it is, training goes on
             return self.fail(error)
+        except BaseException:
+            self.interrupted()
+            raise
 
     return run
+
+
+def failed(error: Exception, *, stacklevel: int = 2) -> None:
+    """Warn that measuring ended.
+
+    Args:
+        error: why.
+        stacklevel: as of `warnings.warn`, counted from the caller.
+    """
+    what = f"{type(error).__name__}: {error}"
+    warn(f"watch: measuring raised {what}. Nothing more is measured; training goes on.", stacklevel=stacklevel + 1)
 
 
 def say(sentence: str) -> None:
