@@ -56,3 +56,59 @@ def test_complex_networks():
     assert watched.samples[-1].scalars["gradient_norm"] == pytest.approx(float(norm))
     assert watched.samples[-1].values["signal_rms"].isnan().all()
     assert watched.samples[-1].values["update_ratio"].isfinite().all()
+
+
+class Some(type(make())):
+    """Calls its blocks one way or another."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, x):
+        x = self.embed(x)
+        for i, block in enumerate(self.blocks):
+            x = self.call(i, block, x)
+        return self.head(x)
+
+
+def some(call, change=lambda model: None):
+    torch.manual_seed(0)
+    model = Some(call)
+    change(model)
+    optimizer = sgd(model)
+    return told_of(model, optimizer, lambda x: loss_of(model, x))
+
+
+def test_some_blocks_that_run_past_their_hooks_are_named(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.utils, "counters", {})
+    sentence, watched = some(lambda i, block, x: block.forward(x) if i < 2 else block(x))
+    assert sentence.startswith("watch: blocks.0, blocks.1 learned and were not seen to run: something runs the blocks")
+    assert watched.samples[-1].values["signal_rms"].isnan().tolist() == [False, True, True, False, False]
+
+
+def test_some_complex_blocks_are_named():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 6, dtype=torch.complex64)
+
+        def forward(self, x):
+            return self.linear(x.to(torch.complex64))
+
+    sentence, _ = some(
+        lambda i, block, x: block(x).abs() if i == 1 else block(x),
+        lambda model: model.blocks.__setitem__(1, Turned()),
+    )
+    assert "blocks.1 learned and was not seen to run: blocks that give complex64 numbers are not measured" in sentence
+
+
+@pytest.mark.filterwarnings("error")
+def test_blocks_that_rest_or_share_their_weights_are_not_named():
+    torch.manual_seed(0)
+    model = Some(lambda i, block, x: x if i == 0 else block.forward(x) if i == 2 else block(x))
+    model.blocks[2].linear.weight = model.blocks[1].linear.weight
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        train(model, optimizer, data(6))
+    assert watched.samples[-1].values["signal_rms"].isnan().sum() == 2

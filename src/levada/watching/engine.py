@@ -179,6 +179,10 @@ class Engine:
             self._reading.see(place, tensor, activation=activation, block=block)
         self._spent.add(time.perf_counter() - begun)
 
+    def tell_unseen(self, names: Sequence[str]) -> None:
+        """Say why these blocks learn and are not seen to run."""
+        self._taps.tell_unseen(names)
+
     def _running(self) -> int | None:
         """Return the number of the pass that is under way; None if what runs now does not count."""
         if self._reading is None or in_backward() or not self.counts():

@@ -168,9 +168,18 @@ class Taps:
         if unknown:
             self._tell(f"{unknown[0] or 'the model'} was compiled in a way that cannot be repeated. {_COMPILED}")
 
-    def tell_unseen(self) -> None:
-        """Say why no block was seen in a sampled step."""
-        if self.unfit:
+    def tell_unseen(self, some: Sequence[str] = ()) -> None:
+        """Say why no block was seen in a sampled step.
+
+        Args:
+            some: the names of those that were not, if others were.
+        """
+        if some:
+            named = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
+            past = f"{_COMPILED} If not, {_PAST_HOOKS}" if _compiles() else _PAST_HOOKS
+            why = f"blocks that give {self.unfit} numbers are not measured" if self.unfit else past
+            self._tell(f"{named} learned and {'were' if len(some) > 1 else 'was'} not seen to run: {why}")
+        elif self.unfit:
             self._tell(f"the blocks of the model give {self.unfit} numbers, and what is measured is real")
         elif isinstance(original(self._model), torch.jit.ScriptModule):
             self._tell(_SCRIPTED)

@@ -29,6 +29,7 @@ from levada.watching.judged import PART, standing_of
 from levada.watching.keeper import require_notes
 from levada.watching.kept_pass import Pass
 from levada.watching.overhead import Cadence
+from levada.watching.partly import Partly
 from levada.watching.sample import Continue, Listener, Sample
 from levada.watching.since import record_again
 from levada.watching.skipped import RULE as SKIPPED
@@ -77,6 +78,7 @@ class Watch(Uncopied):
             model, optimizers, cadence=cadence, scaler=scaler, before_update=before, sampled=sampled, first=first
         )
         self.coefficients, self.weights = self._engine.coefficients, self._engine.weights
+        self._partly = Partly(self._engine.tell_unseen)
         self._engine.passes.skips.tell = self._skipped
         self._engine.passes.skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
         self._engine.broke = self._engine.passes.moved.tell = lambda: self._tell_all(self.steps)
@@ -280,6 +282,7 @@ class Watch(Uncopied):
 
     def _sampled(self, sample: Sample) -> None:
         self.samples.append(sample)
+        self._partly.sampled(sample, self.sites)
         for listener in list(self._listeners):
             self._tell(listener, "sampled", sample)
         if self.judge is not None and self.judge.content:
