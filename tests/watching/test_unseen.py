@@ -112,3 +112,38 @@ def test_blocks_that_rest_or_share_their_weights_are_not_named():
     with watch(model, optimizer) as watched:
         train(model, optimizer, data(6))
     assert watched.samples[-1].values["signal_rms"].isnan().sum() == 2
+
+
+@pytest.mark.parametrize("kind", ["evolution", "func"])
+def test_gradients_that_come_by_no_pass_that_is_seen_are_said_and_measured(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(4)))
+    names, optimizer = [name for name, _ in model.named_parameters()], sgd(model, 0.01)
+
+    def gradients(x):
+        if kind == "evolution":
+            with torch.no_grad():
+                model(x)
+            return [torch.full_like(p, 0.5) for p in model.parameters()]
+        values = {name: p.detach() for name, p in model.named_parameters()}
+        found = torch.func.grad(lambda v: torch.func.functional_call(model, v, (x,)).square().mean())(values)
+        return [found[name] for name in names]
+
+    with warnings.catch_warnings(record=True) as told, watch(model, optimizer) as watched:
+        warnings.simplefilter("always")
+        for x in data(40):
+            for p, gradient in zip(model.parameters(), gradients(x), strict=True):
+                p.grad = gradient
+            weight, given = model[0].weight.detach().clone(), model[0].weight.grad
+            optimizer.step()
+    (sentence,) = [str(one.message) for one in told if str(one.message).startswith("watch:")]
+    assert "16 steps were made, and no pass of the model" in sentence
+    assert [sample.step for sample in watched.samples] == list(range(15, 40))
+    last = watched.samples[-1].values
+    assert last["signal_rms"].isnan().all()
+    assert last["gradient_rms"].isnan().all()
+    root = given.double().square().mean().sqrt()
+    assert last["weight_gradient_rms"][0].item() == pytest.approx(float(root), rel=1e-5)
+    moved = (0.01 * root) / weight.double().square().mean().sqrt()
+    assert last["update_ratio"][0].item() == pytest.approx(float(moved), rel=1e-3)
+    assert watched.standing.verdict == "unknown"

@@ -354,9 +354,7 @@ class Engine:
             self._disarm()  # the next step is sampled in its place
         elif reading is not None:
             seen = bool(reading.calls) or self._taps.traced
-            if not seen and learned:
-                self._taps.tell_unseen()
-            if seen or learned or self.sites:
+            if seen or self._taps.blind(learned=learned) or self.sites:
                 # The distance that all agreed on with the sample before this one.
                 self._together.meet(self.steps, sampled=True)
                 self._send(reading, learned=learned)
