@@ -84,6 +84,8 @@ def over_addresses(function: Callable[..., Any], tensors: Sequence[Tensor], *opt
         strides = [x.stride() for x in tensors]
         raise ValueError(f"tensors of which addresses are taken must be contiguous, got strides {strides}. Copy them.")
     addresses = tuple(map(Tensor.data_ptr, tensors))
+    if torch.get_num_threads() == 1:
+        return [function(addresses, 0, tensors[0].shape[0], *options)]
     ends = _ends(len(tensors[0]), tensors[0].numel())
     if len(ends) == 2:
         return [function(addresses, 0, ends[1], *options)]
