@@ -19,6 +19,7 @@ from levada.watching.ends import each_end
 from levada.watching.left import step_left
 from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
+from levada.watching.nested import Nested
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Passes
 from levada.watching.pauses import Pauses
@@ -73,7 +74,7 @@ class Engine:
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
         self.unfit: Callable[[], bool] = lambda: False  # whether the noted targets are not finite
-        self._spent, self._statistics, self._turn = Spent(), Statistics(), Turn(optimizers)
+        self._spent, self._statistics, self._turn, self._nested = Spent(), Statistics(), Turn(optimizers), Nested()
         self._device = next(p.device for p in model.parameters())
         self._clock = StepClock(self._device)
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
@@ -249,7 +250,7 @@ class Engine:
     @uncompiled
     @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if self.pauses.before(optimizer, args, kwargs):
+        if self._nested.enters(optimizer) or self.pauses.before(optimizer, args, kwargs):
             return None
         first = in_backward() and not self._within
         if first or (optimizer in self._turn and not in_backward()):  # the others did not step this time
@@ -277,7 +278,7 @@ class Engine:
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
-        if self.pauses.pass_by():
+        if self._nested.leaves(optimizer) or self.pauses.pass_by():
             return
         if not self.pauses.stepped(optimizer):
             self.weights.count(optimizer)
