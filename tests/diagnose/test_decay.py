@@ -9,6 +9,7 @@ import torch
 
 from levada.diagnose.decay import Decay, size_decay
 from levada.diagnose.facts import Facts
+from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
 
 
@@ -59,6 +60,22 @@ def test_one_block_tells_no_scatter():
     assert (found.low, found.high) == (0.0, math.inf)
     assert "low" not in found.told()
     assert not found.excludes_criticality()
+
+
+def test_where_the_interval_says_nothing_the_blocks_own_factors_are_told():
+    found = growth([[-9.0, 2.0]])
+    assert found.high > 1e60 * found.low
+    assert (found.told()["least"], found.told()["most"]) == pytest.approx((1e-9, 1e2))
+    assert found.interval() == "no one factor can be told: its 2 blocks have 1e-09 to 100; theory has no value here"
+    told = growth([[-0.5, -0.6, -0.4, -0.5]])
+    assert "least" not in told.told()
+    assert told.interval().startswith("95 % interval 0.2")
+
+
+def test_a_report_tells_what_the_blocks_have_instead_of_an_interval_that_says_nothing():
+    summary = {"depth": 4, "gradient_decay_per_block": growth([[-9.0, 2.0]]).told()}
+    line = str(Report("healthy", (), (), summary, (), "Net", 3, 0.0)).splitlines()[1]
+    assert line.endswith("x0.0003162 (no one factor can be told: the blocks have x1e-09 to x100)")
 
 
 def test_three_blocks_are_too_few_for_an_error_and_four_are_not():

@@ -49,7 +49,9 @@ def test_steps_far_above_usual_before_the_jump_are_named_and_not_the_batch(at, s
     run = Synthetic()
     run.run(20, edit)
     (finding,) = spikes(run)
-    assert (f"A step before it moved the weights of the median block by {size:.2g} of" in finding.claim) is named
+    told = f"Step {at}, {333 - at} steps before it, moved the weights of the median block by {size:.2g} of"
+    assert (told in finding.claim) is named
+    assert finding.evidence["long_step"] == (at if named else None)
     assert ("The batch of step 333 stands out" in finding.claim) is not named
     assert finding.evidence["update_ratio"] == (pytest.approx(size) if named else None)
 
@@ -513,3 +515,21 @@ def test_what_was_not_finite_beside_a_mask_is_over_when_the_mask_alone_is_left()
     assert [(f.severity, f.evidence["step"]) for f in overflow(run)] == [("error", 247)]
     run.run(3, edit)
     assert [(f.severity, f.status) for f in overflow(run)] == [("error", "clear"), ("info", "fired")]
+
+
+def test_no_jump_is_told_beside_gradients_that_are_added_up():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    optimizer, of = torch.optim.Adam(model.parameters(), lr=0.01), torch.randn(16, 4)
+    with levada.watch(model, optimizer, every=5, max_overhead=1e9) as watch:
+        for step in range(400):
+            if step == 200:
+                optimizer.zero_grad()
+            x = torch.randn(32, 16)
+            loss = nn.functional.cross_entropy(model(x), (x @ of).argmax(1)) * (50.0 if 250 <= step < 260 else 1.0)
+            loss.backward()
+            optimizer.step()
+    told = [f.rule for f in watch.findings]
+    assert "accumulated_gradients" in told
+    assert "loss_spike" not in told
+    assert "loss_above_best" not in told

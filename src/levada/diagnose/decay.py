@@ -49,6 +49,8 @@ TRIMMED = 0.1
 LEAST_TRIMMED = 6
 # Fewer blocks show no law of depth: an interval over them may exist, an error rests on none.
 LEAST_STEPS = 4
+# An interval that is wider than two decades of one block says nothing of the factor: what the blocks have is said.
+USEFUL = 100.0
 # Theory must cover this share of the blocks before its mean gain speaks for the network.
 LEAST_COVERAGE = 0.5
 
@@ -151,11 +153,17 @@ class Decay:
             return False
         return abs(math.log10(self.predicted / self.compared)) <= tolerance
 
+    @property
+    def _one_factor(self) -> bool:
+        """Whether the interval says something of a factor that all blocks have."""
+        return self.high <= USEFUL * self.low
+
     def told(self) -> dict[str, Any]:
-        """Return the values for a report; no interval where there is none."""
+        """Return the values for a report; the blocks' own factors where an interval says nothing."""
         told: dict[str, Any] = {"value": self.value, "draws": self.draws, "blocks": len(self.steps)}
         if len(self.steps) > 1:
             told |= {"low": self.low, "high": self.high}
+            told |= {} if self._one_factor else {"least": _power(min(self.steps)), "most": _power(max(self.steps))}
         if self.predicted is not None:
             told |= {"predicted": self.predicted, "predicted_share": self.covered}
         return told
@@ -180,6 +188,9 @@ class Decay:
         )
         if len(self.steps) < 2:
             return f"one block; {theory}"
+        if not self._one_factor:
+            least, most = (f"{_power(end(self.steps)):.{digits}g}" for end in (min, max))
+            return f"no one factor can be told: its {len(self.steps)} blocks have {least} to {most}; {theory}"
         return f"95 % interval {self.low:.{digits}g} to {self.high:.{digits}g}; {theory}"
 
 

@@ -137,7 +137,9 @@ _DECAYS = {
 
 def _decay_line(words: str, decay: Mapping[str, Any]) -> str:
     text = f"{words}: x{decay['value']:.4g}"
-    if "low" in decay:
+    if "least" in decay:
+        text += f" (no one factor can be told: the blocks have x{decay['least']:.4g} to x{decay['most']:.4g})"
+    elif "low" in decay:
         text += f" [{decay['low']:.4g}, {decay['high']:.4g}]"
     predicted = decay.get("predicted")
     return f"{text}, theory x{predicted:.4g}" if isinstance(predicted, float) else text

@@ -124,8 +124,9 @@ def _facts(report: Mapping[str, Any]) -> list[dict[str, str]]:
 def _beside(value: Mapping[str, Any]) -> str:
     """Say what stands beside a number: its interval, and what theory predicts."""
     ends = re.search(r"\[(.*)\]", interval(value))
+    fits = re.search(r"\((no one factor can be told.*)\)", interval(value))
     predicted = value.get("predicted")
-    told = [f"interval {ends[1].replace(', ', ' to ')}" if ends else ""]
+    told = [f"interval {ends[1].replace(', ', ' to ')}" if ends else fits[1] if fits else ""]
     told.append(f"theory says {short(predicted)}" if predicted is not None else "")
     return "; ".join(filter(None, told))
 

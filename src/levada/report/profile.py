@@ -132,6 +132,7 @@ def _interval_of_slope(
     low, high = number(decay(report).get("low")), number(decay(report).get("high"))
     points = [(i, math.log10(v)) for i, v in enumerate(measured) if v is not None and math.isfinite(v) and v > 0]
     own = any(value is not None for value in column(blocks, f"{key}_low"))
+    own |= decay(report).get("least") is not None  # an interval that says nothing
     if own or low is None or high is None or not 0 < low <= high < math.inf or len(points) < 3:
         return []
     centre = sum(i for i, _ in points) / len(points)

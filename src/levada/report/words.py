@@ -127,7 +127,7 @@ def plain(value: Any, digits: int = 3) -> str:
 
 
 def interval(value: Any, write: Any = short) -> str:
-    """Write a number, or a mapping of value, low and high.
+    """Write a number, or a mapping of value, low and high; where these say nothing, of the least and the most.
 
     Example:
         >>> interval({"value": 0.41, "low": 0.4, "high": 0.42, "predicted": 0.408})
@@ -136,6 +136,8 @@ def interval(value: Any, write: Any = short) -> str:
     if not isinstance(value, Mapping):
         return str(write(value))
     texts = [str(write(value.get(key))) for key in ("value", "low", "high")]
+    if value.get("least") is not None and value.get("most") is not None:
+        return f"{texts[0]} (no one factor can be told: blocks have {write(value['least'])} to {write(value['most'])})"
     if value.get("low") is None or value.get("high") is None:
         return texts[0]
     if texts[1] == texts[2] and value["low"] != value["high"] and write in (short, plain):
@@ -298,7 +300,7 @@ def evidence_rows(
 
 def _mapping_rows(label: str, value: Mapping[str, Any], write: Any, unit: str) -> Iterator[tuple[str, str]]:
     told = [interval(value, write)] if "value" in value else []
-    rest = {k: v for k, v in value.items() if not told or k not in ("value", "low", "high")}
+    rest = {k: v for k, v in value.items() if not told or k not in ("value", "low", "high", "least", "most")}
     flat = {k: v for k, v in rest.items() if not isinstance(v, Mapping) and not _is_sentence(v) and not _is_empty(v)}
     for k, v in flat.items():
         words, own = EVIDENCE.get(str(k), ("", unit))

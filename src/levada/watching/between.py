@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -51,6 +52,7 @@ class Between:
         self._severed: Severed | None = Severed()
         self._resting = Resting()
         self._thawed = 0  # samples that are still wanted of what was thawed
+        self._model: weakref.ref[nn.Module] | None = None
         self._optimizers: Sequence[Any] = ()
 
     @property
@@ -114,6 +116,7 @@ class Between:
             silence: of the gradients of their weights.
             weights: says by `steps_of` how often an optimizer stepped; None where that is not known.
         """
+        self._model = None if model is None else weakref.ref(model)
         glances = self._glances
         sites = blocks.sites if blocks is not None else ()
         if self._unoptimised is not None:
@@ -188,18 +191,18 @@ class Between:
         try:
             return bool(look(*of))
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
+            what, model = f"{type(error).__name__}: {error}", None if self._model is None else self._model()
             if name in (RULE, FROZEN):
                 self._unoptimised = None if name == RULE else self._unoptimised
                 self._frozen = None if name == FROZEN else self._frozen
                 self.ended[name] = f"an error ended it, {what}"
-                warn(f"watch: {name} raised {what}. It is judged no more; all else is.")
+                warn(f"watch: {name} raised {what}. It is judged no more; all else is.", of=model)
             else:
                 self._glances = None if name == _LOOKS else self._glances
                 if name == _SEVERED:
                     self.let_go()
                     self._severed = None
-                warn(f"watch: {name} raised {what}. It looks no more; all else goes on.")
+                warn(f"watch: {name} raised {what}. It looks no more; all else goes on.", of=model)
             return False
 
 

@@ -142,5 +142,6 @@ class Coefficients:
         warn(
             f"watch: taking the layers' coefficients raised {type(error).__name__}: {error}. Mixing matrices and gates "
             "are taken no more; the rest is measured, and training goes on.",
+            of=self._model,
             stacklevel=3,
         )

@@ -165,10 +165,8 @@ class Engine:
         self.broken = True
         self._disarm(for_good=True)
         self._together.close(failed=True)
-        warn(
-            f"watch: measuring raised {type(error).__name__}: {error}. Nothing more is measured; training goes on.",
-            stacklevel=3,
-        )
+        what = f"{type(error).__name__}: {error}. Nothing more is measured; training goes on."
+        warn(f"watch: measuring raised {what}", of=self.model, stacklevel=3)
         self.broke()
 
     # What the hooks tell.

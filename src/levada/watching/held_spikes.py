@@ -24,7 +24,14 @@ TIMES, SHARE = 2.0, 0.005
 
 
 def hold_spikes(
-    spikes: Spikes, ledger: Ledger, view: View, departures: Departures, step: int, *, ending: bool = False
+    spikes: Spikes,
+    ledger: Ledger,
+    view: View,
+    departures: Departures,
+    step: int,
+    *,
+    ending: bool = False,
+    accounted: bool = False,
 ) -> set[tuple[str, str]]:
     """Tell of spikes that are open, stay up or were up until now; return what is held as cases of the ledger.
 
@@ -35,15 +42,18 @@ def hold_spikes(
         departures: which signals are outside their baselines.
         step: the present one.
         ending: whether the run ends, so that the sentences are to hold at its end.
+        accounted: whether another rule's alarm says why the loss jumps, so that no jump is told beside it.
     """
     held = set()
     for spike in spikes.told(view, departures):
+        if accounted:
+            continue
         key = RULE, str(spike.evidence["step"])
         told = ledger.last(key)
         renew = told is not None and any(spike.evidence[end] != told.evidence[end] for end in ("ended_at", "back_at"))
         ledger.hold(key, spike, step, confirm=1, renew=renew or ending)
         held.add(key)
-    if not held and (above := above_lowest(view.loss)) is not None:  # a spike that holds says so
+    if not (held or accounted) and (above := above_lowest(view.loss)) is not None:  # a spike that holds says so
         ledger.hold((ABOVE, ""), above, step, renew=ending)
         held.add((ABOVE, ""))
     if (sign := maximised(view.loss)) is not None:

@@ -29,11 +29,13 @@ from levada.watching.ledger import Ledger
 from levada.watching.left_out import LeftOut
 from levada.watching.nonfinite import Nonfinite
 from levada.watching.overshot import Before, blamed
+from levada.watching.restarts import Restarts
 from levada.watching.rise import Rates, raised, with_before
 from levada.watching.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.rules.depth import is_far
 from levada.watching.sample import Sample
 from levada.watching.skipped import RULE as SKIPPED
+from levada.watching.spike import RULE as SPIKE
 from levada.watching.spike import Spikes, least_jump
 from levada.watching.view import COMPARED, Blocks, View, membership, rate_of
 
@@ -99,8 +101,9 @@ class Judge:
         self.rows: deque[Sample] = deque(maxlen=ROWS)
         self._source = source
         self.confirm, self.rules = confirm, rules
-        self._rates = Rates()
+        self._rates, self.restarts = Rates(), Restarts()
         self._spikes = Spikes()
+        self._accounted: set[str] = set()  # rules for which an alarm of the last sample accounts
         self._jumps = False  # whether the loss of this step is far above what the last sample knew
         self._limit = math.inf
         self._view: View | None = None
@@ -248,6 +251,7 @@ class Judge:
             self._nonfinite.see_loss(step, loss)
             self._spikes.see_loss(step, loss, self.loss)
             self.loss.add(step, loss)
+            self.restarts.see(step, loss, self.loss, self._rates.rises)
             while self._recent and self._recent[0][0] <= step:
                 self._recent.popleft()
         self._closed_at = -1
@@ -355,11 +359,13 @@ class Judge:
         for key, finding in said.items():
             known = finding.evidence.get("held", 0) >= self.confirm  # it held before it was beyond doubt
             self._ledger.hold(key, finding, view.step, confirm=1 if known else None)
+        self._accounted = explained[True]
         self._ledger.miss_others({*said, *self._hold_spike(view, view.step), ("numerical_overflow", "")}, view.step)
 
     def _hold_spike(self, view: View, step: int, *, ending: bool = False) -> set[tuple[str, str]]:
         assert self._departures is not None  # made with the blocks
-        return hold_spikes(self._spikes, self._ledger, view, self._departures, step, ending=ending)
+        at = self._spikes, self._ledger, view, self._departures, step
+        return hold_spikes(*at, ending=ending, accounted=SPIKE in self._accounted)
 
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""

@@ -10,6 +10,7 @@ from levada.diagnose.finding import Finding
 from levada.runs.standing import Standing
 from levada.watching.glances import missed
 from levada.watching.judge import Judge
+from levada.watching.restarts import FIFTIETH, GIVEN_BACK, TENFOLD
 from levada.watching.rules.steps import AT_ONCE, stays_up
 from levada.watching.silence import BY_CHANCE
 from levada.watching.skipped import RULE as SKIPPED
@@ -28,9 +29,6 @@ _SUFFERS: Final = ("exploding_gradient", *_SIGNAL, "saturated_activation")  # ru
 _LEAST_BLOCKS: Final = 3  # of two, the median is one of them
 _RATES: Final = ("learning_rate_too_high", "learning_rate_too_low")
 _BASED: Final = (*_GRADIENT, *_SIGNAL, "dead_units", "frozen_layers")  # rules that compare with what came before
-GIVEN_BACK: Final = 0.5  # share of what was learned by which a loss is above its best
-# So many times its best is far above it, where that is such a share of what was learned.
-TENFOLD, FIFTIETH = 10.0, 0.02
 _CLEAR: Final = math.ceil(-math.log2(BY_CHANCE))  # zeros in a row of what never was other, that are no chance
 
 Count: TypeAlias = tuple[Literal["samples", "losses", "updates"], int, int]  # how many are needed, and are there
@@ -181,7 +179,8 @@ def _given_back(judge: Judge) -> Iterator[Reason]:
     rise = loss.lasting_rise
     share, level = rise / loss.scale, max(loss.now, loss.recent)
     worse = rise > 0 and level > loss.start  # whatever was learned below a first loss that was far higher
-    if worse or share >= GIVEN_BACK or (share >= FIFTIETH and level >= TENFOLD * loss.best > 0):
+    up = share >= GIVEN_BACK or (share >= FIFTIETH and level >= TENFOLD * loss.best > 0)
+    if worse or (up and not judge.restarts.explain(loss)):
         why = f"the loss is {level:.4g} and was {loss.best:.4g} at its best, and what is measured does not tell why"
         yield "loss_spike", why, True, None
     if loss.falling.unbounded:

@@ -96,6 +96,7 @@ class Losses:
         self._scaler = scaler
         self._told = scaler is not None
         self.markers = Markers(model, optimizers)
+        self.model = weakref.ref(model)
         self._current: list[Tensor] = []
         self._odd: Tensor | None = None  # whether a loss that was left out was not finite
         self.ended: list[tuple[int, Tensor]] = []
@@ -368,7 +369,9 @@ def _try(watcher: Losses, look: Callable[..., Any], *args: Any) -> Any:
         return look(*args)
     except Exception as error:
         watcher.close()
-        warn(f"watch: the loss is seen no more, after {type(error).__name__}: {error}.", stacklevel=3)
+        warn(
+            f"watch: the loss is seen no more, after {type(error).__name__}: {error}.", of=watcher.model(), stacklevel=3
+        )
         return None
 
 

@@ -23,6 +23,7 @@ from levada.watching.moved import Moved
 from levada.watching.parts import Parts
 from levada.watching.scripting import close_scripting, open_scripting
 from levada.watching.skipped import Skips, continues
+from levada.watching.telling import unwatched, watched
 from levada.watching.tracing import symbolic
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Passes:
     def attach(self) -> None:
         """Put the hooks on the model."""
         open_scripting(self)
+        watched(self._model)
         keep = self._handles.append
         called, (after, left) = self.hooks
         model, each = self._model, nn.Module  # what torch.jit made refuses its own methods, and calls the hooks
@@ -132,6 +134,8 @@ class Passes:
     def detach(self) -> None:
         """Remove them, and let go of what was kept."""
         close_scripting(self)
+        if self._handles:
+            unwatched(self._model)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

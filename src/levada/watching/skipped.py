@@ -48,6 +48,7 @@ def _apart(method: Callable[..., None]) -> Callable[..., None]:
                 self.ended(f"an error ended it, {type(error).__name__}: {error}")
             warn(
                 f"watch: {RULE} raised {type(error).__name__}: {error}. It is judged no more; all else is.",
+                of=self._model(),
                 stacklevel=3,
             )
 

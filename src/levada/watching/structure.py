@@ -25,7 +25,7 @@ class Structure:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self.sites: tuple[Site, ...] = ()
         self.places: list[Place] = []
         self.order: list[int] = []
@@ -40,22 +40,23 @@ class Structure:
     @property
     def outdated(self) -> bool:
         """Whether the model was changed in the step that was to tell its blocks."""
-        return not self.sites and self._is_other(listed(original(self._model)))
+        return not self.sites and self._is_other(listed(original(self.model)))
 
     def _is_other(self, parameters: tuple[nn.Parameter, ...]) -> bool:
         return [*map(id, parameters)] != [*map(id, self.parameters)]
 
     def read(self) -> bool:
         """Look at the model's tree, and return whether its parameters are others than the last time."""
-        inner = original(self._model)
+        inner = original(self.model)
         parameters = listed(inner)
         if not self._is_other(parameters) and not self._renewed:
             return False
-        places = find_places(self._model)
+        places = find_places(self.model)
         if self.sites and [place.name for place in places] != [place.name for place in self.places]:
             warn(
                 "watch: the model has other blocks now than in the first sampled step. Those that are new are not "
                 "measured, and those that are gone are NaN. Close this watch and make another to see them.",
+                of=self.model,
                 stacklevel=2,
             )
         else:
@@ -91,10 +92,10 @@ class Structure:
 
     def _now(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters; sharded ones as they were read, since others take their place in a pass."""
-        return self.parameters if self._sharded else listed(original(self._model))
+        return self.parameters if self._sharded else listed(original(self.model))
 
     def _measure(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._names = {id(p): plain_name(name) for name, p in parameters_of(original(self._model))}
+        self._names = {id(p): plain_name(name) for name, p in parameters_of(original(self.model))}
         self.norms = ParameterNorms((self._names[id(p)], p) for p in parameters)
         self._locate()
 
@@ -147,5 +148,6 @@ class Structure:
         warn(
             f"watch: {names} did not run in the first sampled step, and does now. It is not measured. Close this watch "
             "and make another to see it.",
+            of=self.model,
             stacklevel=2,
         )

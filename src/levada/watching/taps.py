@@ -184,7 +184,7 @@ class Taps:
         if not self._told:
             self._told = True
             told = "Their signals and gradients are not measured (NaN); losses, and the weights, are."
-            warn(f"watch: {why.removesuffix('.')}. {told}", stacklevel=2)
+            warn(f"watch: {why.removesuffix('.')}. {told}", of=self._model, stacklevel=2)
 
     def _loose(self) -> list[nn.Module]:
         """Return activations outside of all blocks: they belong to the block that ran last."""

@@ -6,10 +6,18 @@ import contextlib
 import functools
 import sys
 import warnings
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["hears", "quietly", "say", "warn"]
+from torch import nn
+
+from levada.watching.places import original
+
+__all__ = ["hears", "quietly", "say", "unwatched", "warn", "watched"]
+
+_PREFIX: Final = "watch: "
+_watched: Final[list[weakref.ref[nn.Module]]] = []  # models, in the order in which their watches began
 
 
 def hears(listener: object, method: str) -> bool:
@@ -41,6 +49,37 @@ def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def watched(model: nn.Module) -> None:
+    """Hear that a model is watched.
+
+    Args:
+        model: as the loop calls it.
+    """
+    _watched.append(weakref.ref(original(model)))
+
+
+def unwatched(model: nn.Module) -> None:
+    """Hear that a model is watched no more, by one of its watches.
+
+    Args:
+        model: as in `watched`.
+    """
+    inner = original(model)
+    for one in [one for one in _watched if one() is inner][:1]:
+        _watched.remove(one)
+
+
+def _named(sentence: str, model: nn.Module | None) -> str:
+    """Return a sentence with the model that it is about, where there are several."""
+    inner = None if model is None else original(model)
+    every = list({id(one): one for ref in _watched if (one := ref()) is not None}.values())
+    at = next((i for i, one in enumerate(every) if one is inner), None)
+    if inner is None or at is None or len(every) < 2 or not sentence.startswith(_PREFIX):
+        return sentence
+    which = f"{type(inner).__name__}, model {at + 1} of the {len(every)} that are watched"
+    return f"watch of {which}: {sentence.removeprefix(_PREFIX)}"
+
+
 def say(sentence: str) -> None:
     """Print a line on standard error, if somebody reads there.
 
@@ -52,11 +91,12 @@ def say(sentence: str) -> None:
         sys.stderr.flush()
 
 
-def warn(sentence: str, *, stacklevel: int = 2) -> None:
+def warn(sentence: str, *, of: nn.Module | None = None, stacklevel: int = 2) -> None:
     r"""Warn; where warnings are errors, which would be raised in a step of the user's, print the sentence.
 
     Args:
         sentence: what failed, and what follows.
+        of: the model that it is about, which is named where several are watched.
         stacklevel: as of `warnings.warn`, counted from the caller.
 
     Example:
@@ -67,6 +107,7 @@ def warn(sentence: str, *, stacklevel: int = 2) -> None:
         >>> said.getvalue()
         'watch: nothing more is measured; training goes on.\n'
     """
+    sentence = _named(sentence, of)
     try:
         warnings.warn(sentence, stacklevel=stacklevel + 1)
     except UserWarning:

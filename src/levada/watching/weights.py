@@ -244,7 +244,7 @@ class Weights:
             else "the scalar at which it begins was not seen: the loss is not known, and rules that need one do not "
             "judge. Begin it with loss.backward()"
         )
-        warn(f"watch: optimizers step within the backward pass, and {what}.", stacklevel=2)
+        warn(f"watch: optimizers step within the backward pass, and {what}.", of=self._structure.model, stacklevel=2)
 
 
 def _whole(parameter: nn.Parameter) -> nn.Parameter:

@@ -52,7 +52,14 @@ EXPLAINS: Final[Mapping[str, frozenset[str]]] = {
         }
     ),
     "accumulated_gradients": frozenset(
-        {"learning_rate_too_high", "dead_units", "saturated_activation", "exploding_signal", "exploding_gradient"}
+        {
+            "learning_rate_too_high",
+            "dead_units",
+            "saturated_activation",
+            "exploding_signal",
+            "exploding_gradient",
+            "loss_spike",
+        }
     ),
     "learning_rate_too_high": frozenset(
         {"dead_units", "frozen_layers", "saturated_activation", "exploding_signal", "exploding_gradient"}
