@@ -72,9 +72,9 @@ class Between:
         return self._thawed > 0 or (self._glances is not None and self._glances.waits)
 
     @property
-    def severed(self) -> tuple[str, ...]:
-        """The weights that never had a gradient, though their layer has shown that they should."""
-        return () if self._severed is None else self._severed.names
+    def severed(self) -> dict[str, str]:
+        """The weights that never had a gradient, though their layer has shown that they should; what it is lost in."""
+        return {} if self._severed is None else self._severed.names
 
     @property
     def seeks(self) -> bool:
@@ -199,11 +199,10 @@ class Between:
                 warn(f"watch: {name} raised {what}. It is judged no more; all else is.", of=model)
             else:
                 self._glances = None if name == _LOOKS else self._glances
-                self._severed = None if name == _SEVERED else self._severed
-                warn(
-                    f"watch: {name} raised {what}. It looks no more; all else goes on.",
-                    of=model,
-                )
+                if name == _SEVERED:
+                    self.let_go()
+                    self._severed = None
+                warn(f"watch: {name} raised {what}. It looks no more; all else goes on.", of=model)
             return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -10,11 +11,13 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from levada.probe.hook import Hook
+from levada.probe.recorder import tensors
 from levada.watching.compiled import find_regions
 from levada.watching.glances import sums_of_sizes
+from levada.watching.graph import lost_in
 from levada.watching.places import original, plain_name
 from levada.watching.reading import plain
 from levada.watching.transfer import OnItsWay
@@ -25,14 +28,13 @@ __all__ = ["PASSES", "Severed"]
 
 LOOKS: Final = 8  # updates at which a weight has no gradient, before its layer is looked at
 PASSES: Final = 3
-"""Updates in a row for which a layer shows that its weight should have had a gradient."""
+"""Updates on which a gradient came back to what is made of a weight, and none to the weight."""
 
 _EVERY: Final = 16  # updates between two looks, later
 _TRIES: Final = 6  # updates for which hooks stay; next when there were four times as many
 _AGAIN: Final = 4
-_MOST: Final = 32  # layers that are looked at
-# A product of an input and a gradient, below which the weight's own may underflow.
-_LEAST: Final = 1e-20
+_MOST: Final = 32  # weights that are looked at
+_CALLS: Final = 8  # of a layer that are looked at between two updates
 
 
 @dataclass(slots=True, eq=False)
@@ -41,12 +43,21 @@ class _Weight:
 
     name: str
     held: weakref.ref[nn.Parameter]
-    layer: weakref.ref[nn.Module]
+    layer: weakref.ref[nn.Module]  # whose output shows what is made of it
+    holder: weakref.ref[nn.Module]  # which has it under this key
+    key: str
     numbers: Tensor | None = None  # of it, as it was when it was first known to have none
-    shown: int = 0  # updates in a row for which it should have had one
-    bounds: list[Tensor] = field(default_factory=list)  # of what it should have had, since the last update
-    got: list[Tensor] = field(default_factory=list)  # and what autograd brought it
+    through: str = ""  # what the gradient is lost in
+    looks: int = 0  # times that its layer had hooks
+    shown: int = 0  # updates of the last look on which it should have had one
+    calls: int = 0  # of its layer since the last update
+    made: Tensor | None = None  # the largest gradient of what is made of it since then
+    got: Tensor | None = None  # and the largest that autograd brought it
     handles: list[RemovableHandle] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Forget what the passes since the last update have shown."""
+        self.calls, self.made, self.got = 0, None, None
 
 
 @final
@@ -55,20 +66,20 @@ class Severed:
 
     Where $y = Q(W) x$ and $Q$ has a derivative of zero (`sign`, `round`, a comparison) or is cut (`detach`), the layer
     passes gradients on, its bias learns, and $W$ gets exactly zero for ever. So does a weight that is as it should be:
-    behind a gate that is closed, under inputs of zero, in an expert that is not asked. To tell, the layer itself is
-    looked at: the gradient of $W$ is a sum of products of its input $x$ with the gradient $g$ of its output, so that
-    a row of which both are other than zero should have brought one.
+    behind a gate that is closed, under inputs of zero, in an expert that is not asked, or of no use in this training.
+    To tell, autograd's graph of the layer is read, from its output back to its inputs. Either each way from there to
+    $W$ leads through a function whose derivative is zero, or that a class of its own gives; or none leads to $W$, and
+    the layer multiplies by a constant of its shape. To that function, or product, a gradient other than zero must come.
 
     Of what optimizers hold, weights with two or more dimensions that have a gradient of zero at the first update are
     followed, and left once they have another. That costs nothing where all have one. Of those that are left at the
-    eighth update the layers get hooks, for six updates and later, when there were four times as many, again.
+    eighth update, and whose rate is not 0, the layers get hooks, for six updates and later, when there were four times
+    as many, again.
 
-    A layer counts that has one such weight and takes and gives numbers: no embedding, no recurrent layer. So does no
-    weight that has hooks of its own, is pruned as a whole, changes otherwise than towards zero, as by a moving
-    average, is sharded or runs compiled.
+    No weight counts that changes otherwise than towards zero, as by a moving average, is sharded or runs compiled.
 
     Attributes:
-        names: those that were shown, in the model's order.
+        names: those that were shown, in the model's order, and what their gradient is lost in; "" if it is not known.
         shown: whether the update that was heard last has shown another.
 
     Example:
@@ -82,11 +93,11 @@ class Severed:
         ...     model(torch.ones(1, 2)).sum().backward()
         ...     looking.before_update(model, [optimizer])
         >>> looking.names
-        ('0.weight',)
+        {'0.weight': 'sign'}
     """
 
     def __init__(self) -> None:
-        self.names: tuple[str, ...] = ()
+        self.names: dict[str, str] = {}
         self.shown = False
         self._updates = 0
         self._next, self._left = LOOKS, 0
@@ -114,14 +125,14 @@ class Severed:
         elif not self._weights:
             return
         self._read()
-        if any(weight.handles for weight in self._weights):
+        if self._left > 0:
             self._judge()
         if self._sent is None and (self._updates <= 2 * LOOKS or self._updates % _EVERY == 0):
             self._send()
             self._read()
         if self._weights and self._updates >= self._next:
-            self._next, self._left = _AGAIN * self._updates, _TRIES
-            self._attach(model)
+            self._next = _AGAIN * self._updates
+            self._attach(model, optimizers)
 
     def close(self) -> None:
         """Take every hook off."""
@@ -162,78 +173,95 @@ class Severed:
         self._tell()
 
     def _tell(self) -> None:
-        names = tuple(weight.name for weight in self._weights if weight.shown >= PASSES)
-        self.shown = bool(set(names) - set(self.names))
+        names = {weight.name: weight.through for weight in self._weights if weight.shown >= PASSES}
+        self.shown = not names.keys() <= self.names.keys()
         self.names = names
 
-    def _attach(self, model: nn.Module) -> None:
+    def _attach(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
         if find_regions(model)[0] or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return
-        for weight in [weight for weight in self._weights if weight.shown < PASSES][:_MOST]:
+        moved = _held(group for each in optimizers for group in each.param_groups if not rests(group))
+        those = [weight for weight in self._weights if weight.shown < PASSES and id(weight.held()) in moved]
+        for weight in sorted(those, key=lambda weight: weight.looks)[:_MOST]:  # the others have their turn later
             layer, p = weight.layer(), weight.held()
-            if layer is not None and p is not None and p.requires_grad and not p._backward_hooks:
-                weight.shown, weight.bounds, weight.got = 0, [], []
-                look = _Look(weight)
-                weight.handles = [layer.register_forward_hook(Hook(look)), look.on(p)]
+            if layer is not None and p is not None and p.requires_grad:
+                weight.shown, weight.looks = 0, weight.looks + 1
+                weight.begin()
+                weight.handles = _Look(weight).on(layer, p)
+                self._left = _TRIES
 
     def _judge(self) -> None:
         """Take what the passes since the last update have shown."""
         self._left -= 1
         learned = []
-        for weight in [weight for weight in self._weights if weight.handles]:
-            bounds, got, weight.bounds, weight.got = weight.bounds, weight.got, [], []
+        looked = [weight for weight in self._weights if weight.handles]
+        sizes = _to_host([size for weight in looked for size in (weight.made, weight.got)])
+        for weight, made, got in zip(looked, sizes[::2], sizes[1::2], strict=True):
+            weight.begin()
             p = weight.held()
-            if p is None or any(float(one) != 0 for one in got):
-                learned.append(weight)
-            elif any(float(one) > 0 for one in bounds):
-                weight.shown += 1
-            if weight.shown >= PASSES and p is not None and not _only_decays(weight.numbers, p):
+            weight.shown += made > 0 and got == 0
+            if p is None or got != 0 or (weight.shown >= PASSES and not _only_decays(weight.numbers, p)):
                 learned.append(weight)
             elif weight.shown >= PASSES or self._left <= 0:
                 _let_go(weight)
         self._leave(learned)
+        if not any(weight.handles for weight in self._weights):
+            self._left = 0
 
 
 @final
 class _Look:
-    """The hooks of one layer: what its weight should get, and what it does."""
+    """The hooks of one layer: what comes back to what is made of its weight, and to the weight."""
 
     def __init__(self, weight: _Weight) -> None:
         self._weight = weight
 
-    def __call__(self, layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        """Take the rows of the input that are other than zero, and wait for the gradient of the output."""
+    def on(self, layer: nn.Module, p: nn.Parameter) -> list[RemovableHandle]:
+        """Look from now on."""
+        # Before hooks of others, which may give another output than the layer does.
+        hook = layer.register_forward_hook(Hook(self._called), prepend=True, with_kwargs=True)
+        return [hook, p.register_hook(unserializable_hook(lambda g: self._arrived(g)))]  # type: ignore[no-untyped-call]
+
+    def _called(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        weight, p = self._weight, self._weight.held()
         with suppress(Exception):  # what a layer takes and gives is the user's
-            if layer is not self._weight.layer() or torch.compiler.is_compiling():
+            holder = weight.holder()
+            if layer is not weight.layer() or p is None or torch.compiler.is_compiling() or weight.calls >= _CALLS:
                 return
-            x = next((one for one in given if isinstance(one, Tensor) and one.is_floating_point()), None)
-            if x is None or not isinstance(output, Tensor) or not output.requires_grad:
+            if holder is None or holder._parameters.get(weight.key) is not p:  # as within torch.func.functional_call
                 return
-            alike = x.dim() == output.dim() and x.shape[:-1] == output.shape[:-1]
-            if x.dim() == 0 or not x.numel() or not (alike or x.shape[:1] == output.shape[:1]):
-                return
-            size = _rows(x, alike)
-            output.register_hook(lambda gradient: self._came(size, gradient, alike))  # type: ignore[no-untyped-call]
+            weight.calls += 1
+            given = {one.grad_fn for one in tensors((args, kwargs))}
+            begin = [one.grad_fn for one in tensors(output) if one.requires_grad]
+            nodes, through = lost_in(begin, given, p, layer)
+            weight.through = through or weight.through
+            for node in nodes:
+                node.register_hook(lambda _, gradients: self._came(gradients))
 
-    def _came(self, size: Tensor, gradient: Tensor, alike: bool) -> None:
+    def _came(self, gradients: Sequence[Tensor | None]) -> None:
         with suppress(Exception):
-            least = max(_LEAST, torch.finfo(gradient.dtype).tiny)
-            largest = (size * _rows(gradient, alike)).amax()
-            self._weight.bounds.append(torch.where(largest > least, largest, 0.0))
-
-    def on(self, p: nn.Parameter) -> Any:
-        """Take what autograd brings the weight from now on."""
-        return p.register_hook(self._arrived)  # type: ignore[no-untyped-call]
+            for gradient in gradients:
+                if gradient is not None and gradient.numel():
+                    self._weight.made = _larger(self._weight.made, gradient)
 
     def _arrived(self, gradient: Tensor) -> None:
         with suppress(Exception):
-            self._weight.got.append(gradient.detach().abs().amax())
+            self._weight.got = _larger(self._weight.got, gradient)
 
 
-def _rows(tensor: Tensor, alike: bool) -> Tensor:
-    """Return the largest size in each row: along the last dimension, or of all but the first."""
-    size = tensor.detach().abs().float()
-    return size.amax(-1) if alike else size.flatten(1).amax(1)
+def _larger(known: Tensor | None, gradient: Tensor) -> Tensor:
+    """Return the largest size so far."""
+    values = gradient.detach()
+    values = values.coalesce().values() if values.layout is torch.sparse_coo else values
+    size = torch.linalg.vector_norm(values, math.inf).float()
+    return size if known is None else torch.maximum(known, size)
+
+
+def _to_host(sizes: Sequence[Tensor | None]) -> list[float]:
+    """Return sizes, 0 for those that are not there, by one copy that is waited for."""
+    there = [size for size in sizes if size is not None]
+    numbers = iter(torch.stack([size.to(there[0].device) for size in there]).tolist() if there else ())
+    return [0.0 if size is None else next(numbers) for size in sizes]
 
 
 def _let_go(weight: _Weight) -> None:
@@ -242,28 +270,27 @@ def _let_go(weight: _Weight) -> None:
     weight.handles = []
 
 
+def _held(groups: Iterable[Any]) -> set[int]:
+    return {id(p) for group in groups for p in group["params"]}
+
+
 def _without_gradient(model: nn.Module, optimizers: Sequence[Any]) -> list[_Weight]:
-    """Return the weights that optimizers hold, have no gradient as far as is known, and are the only one of a layer."""
-    groups = [group for each in optimizers for group in each.param_groups if not rests(group)]
-    held = {id(p) for group in groups for p in group["params"]}
+    """Return the weights that optimizers hold and that have no gradient as far as is known."""
+    held = _held(group for each in optimizers for group in each.param_groups)  # a rate of 0 may rise
     found: list[_Weight] = []
-    whole = original(model)
-    modules = dict(whole.named_modules())
+    modules = dict(original(model).named_modules())
     for path, module in modules.items():
-        own = [(name, p) for name, p in module._parameters.items() if p is not None and p.requires_grad and p.dim() > 1]
-        if len(own) != 1 or isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule):
             continue
-        (name, p), layer = own[0], module
+        layer = module
         if ".parametrizations." in f".{path}":  # it is the weight of the layer around it
             layer = modules[f".{path}".rpartition(".parametrizations.")[0].removeprefix(".")]
-        mask = module._buffers.get(f"{name.removesuffix('_orig')}_mask")
-        if id(p) not in held or hasattr(p, "placements") or nn.parameter.is_lazy(p) or not p.is_floating_point():
-            continue
-        if mask is not None and not bool(mask.any()):
-            continue
-        full = plain_name(f"{path}.{name}" if path else name)
-        if p.grad is None or p.grad.layout is torch.strided:
-            found.append(_Weight(full, weakref.ref(p), weakref.ref(layer)))
+        for name, p in module._parameters.items():
+            if p is None or id(p) not in held or hasattr(p, "placements") or nn.parameter.is_lazy(p):
+                continue
+            if p.requires_grad and p.dim() > 1 and p.is_floating_point():
+                full = plain_name(f"{path}.{name}" if path else name)
+                found.append(_Weight(full, weakref.ref(p), weakref.ref(layer), weakref.ref(module), name))
     return found
 
 
@@ -272,5 +299,5 @@ def _only_decays(before: Tensor | None, p: nn.Parameter) -> bool:
     now = some_of(p.detach())
     if before is None or now.shape != before.shape:
         return False
-    nearer = (now * before >= 0) & (now.abs() <= before.abs())
+    nearer = (now * before >= 0) & (now.abs() <= 1.001 * before.abs())  # or scaled back to its norm
     return bool((nearer | (now.abs() <= 0.01 * before.abs().amax())).all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
@@ -126,7 +126,7 @@ class View:
         off: for how long all units but one in a thousand have been off, as `silence`.
         rises: the last steps at which the learning rate had at least doubled, each behind the one heard before it.
         inputs: what is known of the rows of the batches.
-        severed: weights that never had a gradient, though their layer has shown that they should.
+        severed: weights that never had a gradient, though their layer has shown that they should; what it is lost in.
     """
 
     blocks: Blocks
@@ -140,7 +140,7 @@ class View:
     off: Silence | None = None
     rises: tuple[tuple[int, int], ...] = ()
     inputs: Rows = field(default_factory=Rows)
-    severed: tuple[str, ...] = ()
+    severed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sample(self) -> Sample:

@@ -83,15 +83,19 @@ def _severed(view: View) -> Iterable[Finding]:
     blocks = [site.name for site in view.blocks.sites if set(site.parameters) & set(names)]
     there = blocks or names
     named = ", ".join(names[:3]) + (f" and {number - 3} more" if number > 3 else "")
-    which, layers = ("weight", "its layer") if number == 1 else ("weights", "their layers")
+    which, them, layers = ("weight", "it", "its layer") if number == 1 else ("weights", "them", "their layers")
+    through = sorted(set(filter(None, view.severed.values())))
+    functions = [f"{' and '.join(through)}, with a derivative of zero"] if through else []
+    if not all(view.severed.values()):
+        functions.append("a function that autograd does not follow, as a comparison, argmax, detach() or .data")
     yield Finding(
         rule="frozen_layers",
         severity="warn",
         status="fired",
         claim=(
-            f"The {which} {named} never had a gradient other than zero, though {layers} got inputs and gradients of "
-            f"which one is made. Between {'it' if number == 1 else 'them'} and {layers} lies something with a "
-            "derivative of zero, as sign, round or a comparison, or a detach(): a straight-through gradient is missing."
+            f"The {which} {named} never had a gradient other than zero, though one comes back to what {layers} "
+            f"{'makes' if number == 1 else 'make'} of {them}: between lies {', or '.join(functions)}. "
+            "A straight-through gradient is missing."
         ),
         where={"first": there[0], "last": there[-1]},
         evidence={
@@ -99,8 +103,9 @@ def _severed(view: View) -> Iterable[Finding]:
             "parameters": names[:20],
             "number": number,
             "blocks": blocks,
-            "held": PASSES,  # updates in a row that have shown it: no sample needs to confirm it
-            "reference": "inputs of the layer, and the gradient of its output, on the same steps",
+            "lost_in": dict(list(view.severed.items())[:20]),
+            "held": PASSES,  # updates that have shown it: no sample needs to confirm it
+            "reference": "the gradient of what is made of them, on the same steps",
             "explained_by": "theory",
             "tests": {"updates": PASSES},
         },
