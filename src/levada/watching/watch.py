@@ -305,10 +305,8 @@ class Watch(Uncopied):
             self._listeners.remove(listener)
             self._fallen.append(listener)  # what it found stays found
             what = f"{type(error).__name__}: {error}"
-            warn(
-                f"watch: {type(listener).__name__}.{method} raised {what}. It hears no more; training goes on.",
-                of=self.model,
-            )
+            who = f"{type(listener).__name__}.{method}"
+            warn(f"watch: {who} raised {what}. It hears no more; training goes on.", of=self.model)
             if listener is self.judge:
                 self._deaf = f"an error ended it, {what}"
                 self._tell_all(self.steps)  # a process that is killed must have said it
