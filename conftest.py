@@ -17,6 +17,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 define_what_torchvision_lacks()
 
+if find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.load_profile("ci")  # the same examples each time, and no seconds counted
+
 # Kernels import what is not there on every platform; tests of them say so where they skip.
 collect_ignore_glob = [
     f"src/levada/ops/*/{name}.py" for name, needs in (("triton", "triton"), ("loops", "numba")) if not find_spec(needs)
