@@ -10,6 +10,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
+import levada
+from levada.watching import severed
 from levada.watching.severed import LOOKS, PASSES, Severed
 
 DIM = 4
@@ -244,3 +246,30 @@ def test_a_second_watch_looks_too_and_the_weight_is_pickled_without_a_word():
             two.before_update(model, [optimizer])
             optimizer.step()
     assert one.names == two.names == {"0.weight": "round"}
+
+
+def test_sparse_gradients_that_come_late_are_gradients():
+    model = nn.ModuleList(nn.Embedding(9, DIM, sparse=True) for _ in range(2))
+    optimizer, looking = torch.optim.SGD(model.parameters(), lr=1e-3), Severed()
+    for step in range(3 * LOOKS):
+        optimizer.zero_grad()
+        sum(layer(torch.arange(3)).sum() for layer in model[: 1 + step // (LOOKS + 2)]).backward()
+        looking.before_update(model, [optimizer])
+        optimizer.step()
+        assert bool(looking._weights) == (step < LOOKS + 2)
+    assert not looking.names
+
+
+def test_an_error_of_its_own_takes_its_hooks_off(monkeypatch):
+    model = nn.Sequential(rounding(), nn.Linear(DIM, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    monkeypatch.setattr(severed, "_to_host", lambda sizes: 1 / 0)
+    with (
+        levada.watch(model, optimizer, every=1, max_overhead=1e9),
+        pytest.warns(UserWarning, match=r"its layer's gradient never gets to raised ZeroDivisionError"),
+    ):
+        for _ in range(LOOKS + 1):
+            optimizer.zero_grad()
+            model(torch.randn(8, DIM)).sum().backward()
+            optimizer.step()
+        assert not model[0].weight._backward_hooks

@@ -147,7 +147,7 @@ class Severed:
             p = weight.held()
             if p is not None and p.grad is not None and p.grad.numel():
                 gradients, at = groups.setdefault((p.grad.device, p.grad.dtype), ([], []))
-                gradients.append(plain(p.grad))
+                gradients.append(_numbers(p.grad))
                 at.append(i)
         sums, rows = sums_of_sizes(groups)
         self._sent = OnItsWay(sums), rows, len(self._weights)
@@ -249,11 +249,14 @@ class _Look:
             self._weight.got = _larger(self._weight.got, gradient)
 
 
+def _numbers(gradient: Tensor) -> Tensor:
+    value = plain(gradient.detach())
+    return value._values() if value.layout is torch.sparse_coo else value
+
+
 def _larger(known: Tensor | None, gradient: Tensor) -> Tensor:
     """Return the largest size so far."""
-    values = gradient.detach()
-    values = values.coalesce().values() if values.layout is torch.sparse_coo else values
-    size = torch.linalg.vector_norm(values, math.inf).float()
+    size = torch.linalg.vector_norm(_numbers(gradient), math.inf).float()
     return size if known is None else torch.maximum(known, size)
 
 
