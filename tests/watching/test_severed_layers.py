@@ -266,7 +266,7 @@ def test_an_error_of_its_own_takes_its_hooks_off(monkeypatch):
     monkeypatch.setattr(severed, "_to_host", lambda sizes: 1 / 0)
     with (
         levada.watch(model, optimizer, every=1, max_overhead=1e9),
-        pytest.warns(UserWarning, match=r"its layer's gradient never gets to raised ZeroDivisionError"),
+        pytest.warns(UserWarning, match="never gets to raised ZeroDivisionError"),
     ):
         for _ in range(LOOKS + 1):
             optimizer.zero_grad()
