@@ -44,8 +44,8 @@ class Moved:
         >>> model = nn.Linear(1, 1)
         >>> moved = Moved(model)
         >>> with warnings.catch_warnings(record=True) as told:
-        ...     for _ in range(48):
-        ...         _ = nn.init.ones_(model.weight)
+        ...     for i in range(48):
+        ...         _ = nn.init.constant_(model.weight, i)
         ...         moved.learned(most=1)
         >>> moved.why
         'no step was heard so far, while the weights changed behind 16 backward passes: ...'
@@ -57,7 +57,7 @@ class Moved:
         self._model = weakref.ref(model)
         self._step: int | None = None  # of the last update
         self._passes = self._moves = 0  # backward passes since then, and those behind which the weights had moved
-        self._last: list[tuple[int, int, list[float]]] = []
+        self._last: list[tuple[int, list[float] | int]] = []
 
     def begins(self) -> None:
         """Hear that an optimizer is about to step, and may call passes."""
@@ -95,13 +95,16 @@ class Moved:
             self.tell()
             warn(f"watch: {self.why}. {_REMEDY}", stacklevel=3)
 
-    def _now(self) -> list[tuple[int, int, list[float]]]:
+    def _now(self) -> list[tuple[int, list[float] | int]]:
         model = self._model()
         those = [] if model is None else [p for p in listed(original(model)) if p.requires_grad]
         those = those[:: max(1, len(those) // _MOST)][:_MOST]
-        return [(id(p), p._version, _numbers(p)) for p in those]
+        return [(id(p), _state(p)) for p in those]
 
 
-def _numbers(p: Tensor) -> list[float]:
-    """Return some numbers of a parameter: what is written by way of `p.data` is not counted as a version."""
-    return some_of(p.detach()).nan_to_num().tolist() if p.device.type == "cpu" else []
+def _state(p: Tensor) -> list[float] | int:
+    """Return some numbers of a parameter, as it may be written as it was; where they would be waited for, its version.
+
+    What is written by way of `p.data` is not counted as a version.
+    """
+    return some_of(p.detach()).nan_to_num().tolist() if p.device.type == "cpu" else p._version
