@@ -231,6 +231,13 @@ def test_nothing_is_waited_for_where_nothing_can_be_looked_at():
     assert not look(rounding(), LOOKS + 1, each=freeze).waits
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_layers_beside_a_compiled_one_are_looked_at_and_those_in_it_are_not():
+    layer = nn.Sequential(nn.Sequential(rounding()), rounding())
+    layer[0].compile(backend="eager")
+    assert look(layer).names == {"1.1.weight": "round"}
+
+
 def test_a_second_watch_looks_too_and_the_weight_is_pickled_without_a_word():
     model = nn.Sequential(rounding(), nn.Linear(DIM, 1))
     optimizer, one, two = torch.optim.SGD(model.parameters(), lr=1e-3), Severed(), Severed()

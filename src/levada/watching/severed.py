@@ -178,14 +178,16 @@ class Severed:
         self.names = names
 
     def _attach(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
-        if find_regions(model)[0] or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return
+        _, inside, whole = find_regions(model)
+        compiled = whole | inside.keys()
         moved = _held(group for each in optimizers for group in each.param_groups if not rests(group))
         those = [weight for weight in self._weights if weight.shown < PASSES and id(weight.held()) in moved]
         for weight in sorted(those, key=lambda weight: weight.looks)[:_MOST]:  # the others have their turn later
             layer, p = weight.layer(), weight.held()
-            if layer is not None and p is not None and p.requires_grad:
-                weight.shown, weight.looks = 0, weight.looks + 1
+            weight.shown, weight.looks = 0, weight.looks + 1
+            if layer is not None and p is not None and p.requires_grad and id(layer) not in compiled:
                 weight.begin()
                 weight.handles = _Look(weight).on(layer, p)
                 self._left = _TRIES
