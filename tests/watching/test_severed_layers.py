@@ -64,6 +64,18 @@ def give_another_output(layer):
     layer.register_forward_hook(lambda layer, given, output: given[0] + 0 * output)
 
 
+class Through(torch.autograd.Function):
+    """Gives what it is given, as an exchange between processes does for autograd."""
+
+    @staticmethod
+    def forward(context, values):
+        return 1 * values
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient
+
+
 class Disabled(nn.Linear):
     """A frozen layer with a change to it that is switched off."""
 
@@ -83,6 +95,7 @@ HEALTHY = {
     "a layer that is left out often": (Own(lambda s, x: x), None),
     "a gate that is a number": (Own(lambda s, x: x + 0.0 * (x @ s.weight)), None),
     "a gate that is given": (Own(lambda s, x, g: x + g * (x @ s.weight)), lambda s, x: s(x, torch.zeros(1))),
+    "a gate within an exchange": (Own(lambda s, x: Through.apply(x + 0.0 * (x @ s.weight))), None),
     "a rectifier within that is shut": (Own(lambda s, x: x + torch.relu(x @ s.weight - 1e3)), None),
     "a second input of zero": (nn.Bilinear(DIM, DIM, DIM), lambda s, x: x + s(x, torch.zeros_like(x))),
     "a mask of zeros": (Own(lambda s, x: x + x @ (s.weight * s.mask), mask=torch.zeros(DIM, DIM)), None),
@@ -164,6 +177,7 @@ SEVERED = {
         "sign",
     ),
     "a function of its own": (Own(lambda s, x: x @ Zeros.apply(s.weight)), None, "Zeros"),
+    "a sign before an exchange": (Own(lambda s, x: Through.apply(x @ s.weight.sign())), None, "sign"),
     "matrices of several experts": (
         Own(lambda s, x: torch.einsum("nd,edf->nf", x, s.weight.floor()), (2, DIM, DIM)),
         None,
