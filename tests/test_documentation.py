@@ -14,6 +14,8 @@ import pytest
 from docs.accessibility import page
 from docs.tex import tex_to_mathml
 
+from levada.diagnose.diagnostics import DIAGNOSTICS
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -106,3 +108,11 @@ def test_the_accessibility_page_names_tests_that_are_there_and_its_tables_are_th
     least = [float(found) for found in re.findall(r"\| ([\d.]+) \(c\d, c\d\)", made)]
     assert len(least) == 8
     assert min(least) >= 10.9
+
+
+def test_the_page_of_check_has_every_rule_in_its_table_and_no_other() -> None:
+    page = (DOCS / "check.md").read_text(encoding="utf-8")
+    section = page[page.index("## The rules in short") : page.index("## Streams")]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    named = [rule for row in rows for rule in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(DIAGNOSTICS)

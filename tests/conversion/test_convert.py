@@ -72,8 +72,8 @@ FAMILIES = {
     "transformers Qwen3": (lambda: language_model("Qwen3", head_dim=8, **GROUPED), {"input_ids": TOKENS}),
     "transformers BERT": (lambda: language_model("Bert", **SMALL), {"input_ids": TOKENS}),
     "timm ViT": (lambda: picture_model("vit_tiny_patch16_224", img_size=64, depth=3), IMAGE),
-    "timm ConvNeXt": (lambda: picture_model("convnext_atto", ls_init_value=0.1), IMAGE),
-    "timm ResNet": (lambda: picture_model("resnet50", zero_init_last=False), IMAGE),
+    "timm ConvNeXt": (lambda: picture_model("convnext_atto", ls_init_value=0.1, depths=(1, 2, 2, 1)), IMAGE),
+    "timm ResNet": (lambda: picture_model("resnet50", layers=(3, 1, 3, 1), zero_init_last=False), IMAGE),
     "levada.Stack": (stack, torch.randn(3, 16)),
     "loop by hand": (Loop, torch.randn(3, 16)),
 }

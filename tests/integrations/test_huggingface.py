@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from levada._errors import UsageError
 from levada.integrations.huggingface import LevadaCallback
+from levada.integrations.training import _numbered
 from levada.runs import Run
+from levada.watching import Continue
 
 CONFIG = {
     "vocab_size": 32,
@@ -173,6 +176,24 @@ def test_added_later_a_with_block_ends_the_watch_and_a_second_training_is_a_seco
     assert [Run(tmp_path / name).losses()[-1][0] for name in ("run", "run-2")] == [1, 3]
     assert rule.closed == 2
     assert unwatched(model)
+
+
+def test_a_training_that_resumes_goes_on_with_its_record(tmp_path):
+    model = llama()
+    trainer(model, tmp_path, [LevadaCallback(f"{tmp_path}/run/", every=1)], max_steps=2, save_strategy="steps").train()
+    callback = LevadaCallback(Continue(tmp_path / "run", 2), every=1)
+    resumed = trainer(model, tmp_path, [callback])
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert callback.watch.steps == 4
+    assert [step for step, _ in Run(tmp_path / "run").losses()] == [0, 1, 2, 3]
+    resumed.train()  # a second one is no continuation, and lies beside the first, not in it
+    assert [step for step, _ in Run(tmp_path / "run-2").losses()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("run", ["run/", Path("run"), Continue("run", 7)], ids=repr)
+def test_a_second_training_has_a_record_beside_the_first(run):
+    assert _numbered(run, 2) == "run-2"
+    assert _numbered(Continue(None, 7), 2) is None
 
 
 def test_deepspeed_is_refused():

@@ -20,7 +20,7 @@ FORM = (True, 4, 0.0, 0.0, 0.0, 1e-6, False)
 def operations():
     """Return the names of all operations, with every module imported that registers some."""
     for module in pkgutil.walk_packages(levada.ops.__path__, "levada.ops."):
-        if not module.name.endswith((".triton", ".loops", "._numba")):
+        if not module.name.endswith((".triton", ".loops", "._numba", "._tiles")):
             importlib.import_module(module.name)
     names = (schema.name for schema in torch._C._jit_get_all_schemas())
     return sorted(name.removeprefix("levada::") for name in names if name.startswith("levada::"))

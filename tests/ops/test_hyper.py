@@ -69,54 +69,6 @@ def test_values_and_gradients_are_the_formulas(sizes, centred, way, calls, monke
     assert len(calls) == (way != "plain")
 
 
-def test_a_gradient_may_come_by_one_result_alone():
-    for which in range(5):
-        tensors = arguments(5, 3, 4)
-        got, expected = (run(f, tensors, slice(which, which + 1)) for f in (fused, by_formula))
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("centred", [True, False])
-def test_derivatives_of_first_and_second_order(centred):
-    tensors = arguments(2, 2, 3, centred)
-    assert gradcheck(fused, tensors, check_batched_grad=True, check_forward_ad=True)
-    assert gradgradcheck(fused, tensors)
-
-
-@pytest.mark.parametrize("centred", [True, False])
-def test_the_dispatcher_knows_it(centred):
-    tensors = [*arguments(3, 4, 5, centred), *([] if centred else [None])]
-    torch.library.opcheck(torch.ops.levada.streams_read_hyper.default, (*tensors, EPSILON))
-    given = [x if x is None else x.detach() for x in tensors]
-    x, reads, mix, writes, *kept = torch.ops.levada.streams_read_hyper(*given, EPSILON)
-    for by_reads, by_new in ((None, None), (reads, torch.ones_like(given[0]))):
-        by = x, by_reads, mix, writes, by_new
-        torch.library.opcheck(torch.ops.levada.streams_read_hyper_backward.default, (*by, *given, *kept, EPSILON))
-
-
-def test_it_compiles_whole():
-    tensors = arguments(3, 4, 5)
-    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, tensors), run(by_formula, tensors), rtol=1e-9, atol=1e-11)
-
-
-def test_vmap_of_the_operation_and_of_its_gradients(calls):
-    batch = [torch.stack([x.detach(), 1.1 * x.detach()]) for x in arguments(3, 4, 5)]
-
-    def operation(*tensors):
-        return torch.ops.levada.streams_read_hyper(*tensors, EPSILON)[:4]
-
-    def gradients(*tensors):
-        total = lambda *tensors: sum(y.square().sum() for y in fused(*tensors))  # noqa: E731
-        return torch.func.grad(total, argnums=tuple(range(9)))(*tensors)
-
-    for function in (operation, gradients):
-        got = torch.vmap(function)(*batch)
-        expected = [torch.stack(y) for y in zip(*(function(*one) for one in zip(*batch, strict=True)), strict=True)]
-        torch.testing.assert_close(list(got), expected)
-    assert not calls  # transforms get plain operations
-
-
 def test_a_mean_far_from_zero_costs_a_digit_of_seven():
     """Products are of streams as they are, and the norm follows; its variance is that of what is over the mean."""
     tensors = arguments(20, 4, 64, dtype=torch.float32)

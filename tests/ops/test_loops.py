@@ -47,6 +47,12 @@ def test_memory_of_another_layout_is_refused():
         _numba.over_addresses(print, [torch.zeros(3, 2), torch.zeros(2, 3).t()])
 
 
+def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same(monkeypatch):
+    caching = importlib.import_module("numba.core.caching")
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
+    assert _numba.compiled(lambda x: x + 1)(2) == 3
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_has_threads_of_its_own():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from levada import GatedResidual, ManifoldHyperConnection
+from levada import GatedResidual, SparseHyperConnection
 from levada.ops import _products
 from levada.ops._products import add_product, product, product_into, times_transposed
 
@@ -53,7 +53,7 @@ def test_other_types_go_by_torch(way):
     assert not way[0]
 
 
-@pytest.mark.parametrize("connection", [ManifoldHyperConnection, GatedResidual])
+@pytest.mark.parametrize("connection", [SparseHyperConnection, GatedResidual])
 def test_layers_are_the_same_by_both(way, connection):
     """With leading axes, at an odd number of tokens, in both passes."""
     pytest.importorskip("numba")

@@ -52,53 +52,6 @@ def test_values_and_gradients_are_the_formulas(sizes, scores, way, calls, monkey
     assert len(calls) == (way != "plain")
 
 
-def test_a_gradient_may_come_by_one_result_alone():
-    for which in range(4):
-        tensors = arguments((5,), 3, 4)
-        got, expected = (run(f, tensors, slice(which, which + 1)) for f in (fused, by_formula))
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
-
-
-def test_derivatives_of_first_and_second_order():
-    tensors = arguments((2,), 2, 3)
-    assert gradcheck(fused, tensors, check_batched_grad=True, check_forward_ad=True)
-    assert gradgradcheck(fused, tensors)
-
-
-def test_the_dispatcher_knows_it():
-    tensors = arguments((3,), 4, 5)
-    torch.library.opcheck(torch.ops.levada.streams_read_sparse.default, (*tensors, EPSILON))
-    given = [x.detach() for x in tensors]
-    x, reads, scores, *kept = torch.ops.levada.streams_read_sparse(*given, EPSILON)
-    for by_reads, by_new in ((None, None), (reads, torch.ones_like(given[0]))):
-        by = x, by_reads, scores, by_new
-        torch.library.opcheck(torch.ops.levada.streams_read_sparse_backward.default, (*by, *given, *kept, EPSILON))
-
-
-@pytest.mark.parametrize("leading", [(3,), (2, 3), ()], ids=str)
-def test_it_compiles_whole(leading):
-    tensors = arguments(leading, 4, 5)
-    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, tensors), run(by_formula, tensors), rtol=1e-9, atol=1e-11)
-
-
-def test_vmap_of_the_operation_and_of_its_gradients(calls):
-    batch = [torch.stack([x.detach(), 1.1 * x.detach()]) for x in arguments((3,), 4, 5)]
-
-    def operation(*tensors):
-        return torch.ops.levada.streams_read_sparse(*tensors, EPSILON)[:3]
-
-    def gradients(*tensors):
-        total = lambda *tensors: sum(y.square().sum() for y in fused(*tensors))  # noqa: E731
-        return torch.func.grad(total, argnums=tuple(range(4)))(*tensors)
-
-    for function in (operation, gradients):
-        got = torch.vmap(function)(*batch)
-        expected = [torch.stack(y) for y in zip(*(function(*one) for one in zip(*batch, strict=True)), strict=True)]
-        torch.testing.assert_close(list(got), expected)
-    assert not calls  # transforms get plain operations
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_streams_are_added_up_in_float32(dtype):
     tensors = arguments((6,), 4, 16, dtype=torch.float32)

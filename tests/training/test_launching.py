@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from levada._errors import UsageError
 from levada.cli import _parser, main
 from levada.runs import Run, RunWriter
+from levada.runs.lock import is_held
 from levada.training import losses, read, train
 
 SMALL = """
@@ -38,6 +39,7 @@ folder = "new"
 
 # Where the machine is busy, processes take long to start and to end; a test that fails must say so and not hang.
 PATIENCE = 180
+MANY = 200_000  # steps: longer than that, and not for ever where a test fails
 ENDING = [signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if name in dir(signal)]
 
 
@@ -131,12 +133,15 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch):
         return lambda *words: None
 
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Whatever these tests run under: nohup has two of them ignored itself.
+    before = {one: signal.signal(one, signal.SIG_DFL) for one in (signal.SIGHUP, signal.SIGQUIT)}
     try:
-        assert main(["train", "train.toml", "--processes", "2"]) == 0
+        for held in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGHUP, held)
+            assert main(["train", "train.toml", "--processes", "2"]) == 0
     finally:
-        signal.signal(signal.SIGHUP, before)
-    assert main(["train", "train.toml", "--processes", "2"]) == 0
+        for one, handler in before.items():
+            signal.signal(one, handler)
     ignored, taken = (set(config.signals_to_handle.split(",")) for config in asked)
     assert taken == {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
     assert taken - ignored == {"SIGHUP"}
@@ -219,3 +224,21 @@ def _has_trained() -> bool:
         return len(losses(Run("new"))) > 0
     except UsageError:  # not begun yet
         return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+def test_processes_do_not_outlive_a_launcher_that_was_killed():
+    words = [sys.executable, "-m", "levada", "train", "train.toml", "--processes", "2", "--set", f"run.steps={MANY}"]
+    with Path("err").open("w") as err:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=err)
+    try:
+        _wait(lambda: process.poll() is not None or _has_trained(), "the first steps")
+        process.kill()
+        process.wait()
+        _wait(lambda: not is_held(Path("new")), "the end of the processes")
+    finally:
+        process.kill()
+    said = Path("err").read_text()
+    assert said.count("levada train: what started the processes was killed; they end, as by SIGTERM.") == 1
+    assert [event["state"] for event in Run("new").events("end")] == ["stopped"]
+    RunWriter.open("new").close()  # and nobody keeps it

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import levada
-from levada.watching import transfer
+from levada.watching import arguments, transfer
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         return torch.zeros(self._values.shape, dtype=torch.float64)
 
     monkeypatch.setattr(transfer.OnItsWay, "host", host)
+    monkeypatch.setattr(arguments, "require_values", lambda model: None)
     return asked
 
 

@@ -62,6 +62,23 @@ def test_a_watch_that_never_heard_a_step_says_so(kind):
     assert SAID in str(watched.report())
 
 
+def test_an_optimizer_of_two_stages_whose_inner_one_steps_is_told():
+    """As SAM's `first_step` and `second_step`, which call no hook of its own."""
+    model = make()
+    outer = sgd(model)
+    inner = torch.optim.SGD(outer.param_groups, lr=0.01)
+
+    def stages():
+        for x in data(ENOUGH + 1):
+            for _ in range(2):
+                outer.zero_grad()
+                loss_of(model, x).backward()
+            inner.step()
+
+    with watch(model, outer), pytest.warns(UserWarning, match=f"no step was heard so far, .*{SAID}"):
+        stages()
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["accumulation", "closure", "noise", "evaluation", "bounds"])
 def test_loops_that_only_take_their_time_are_not_told(kind):

@@ -56,3 +56,94 @@ def test_complex_networks():
     assert watched.samples[-1].scalars["gradient_norm"] == pytest.approx(float(norm))
     assert watched.samples[-1].values["signal_rms"].isnan().all()
     assert watched.samples[-1].values["update_ratio"].isfinite().all()
+
+
+class Some(type(make())):
+    """Calls its blocks one way or another."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, x):
+        x = self.embed(x)
+        for i, block in enumerate(self.blocks):
+            x = self.call(i, block, x)
+        return self.head(x)
+
+
+def some(call, change=lambda model: None):
+    torch.manual_seed(0)
+    model = Some(call)
+    change(model)
+    optimizer = sgd(model)
+    return told_of(model, optimizer, lambda x: loss_of(model, x))
+
+
+def test_some_blocks_that_run_past_their_hooks_are_named(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.utils, "counters", {})
+    sentence, watched = some(lambda i, block, x: block.forward(x) if i < 2 else block(x))
+    assert sentence.startswith("watch: blocks.0, blocks.1 learned and were not seen to run: something runs the blocks")
+    assert watched.samples[-1].values["signal_rms"].isnan().tolist() == [False, True, True, False, False]
+
+
+def test_some_complex_blocks_are_named():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 6, dtype=torch.complex64)
+
+        def forward(self, x):
+            return self.linear(x.to(torch.complex64))
+
+    sentence, _ = some(
+        lambda i, block, x: block(x).abs() if i == 1 else block(x),
+        lambda model: model.blocks.__setitem__(1, Turned()),
+    )
+    assert "blocks.1 learned and was not seen to run: blocks that give complex64 numbers are not measured" in sentence
+
+
+@pytest.mark.filterwarnings("error")
+def test_blocks_that_rest_or_share_their_weights_are_not_named():
+    torch.manual_seed(0)
+    model = Some(lambda i, block, x: x if i == 0 else block.forward(x) if i == 2 else block(x))
+    model.blocks[2].linear.weight = model.blocks[1].linear.weight
+    optimizer = sgd(model)
+    with watch(model, optimizer) as watched:
+        train(model, optimizer, data(6))
+    assert watched.samples[-1].values["signal_rms"].isnan().sum() == 2
+
+
+@pytest.mark.parametrize("kind", ["evolution", "func"])
+def test_gradients_that_come_by_no_pass_that_is_seen_are_said_and_measured(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(4)))
+    names, optimizer = [name for name, _ in model.named_parameters()], sgd(model, 0.01)
+
+    def gradients(x):
+        if kind == "evolution":
+            with torch.no_grad():
+                model(x)
+            return [torch.full_like(p, 0.5) for p in model.parameters()]
+        values = {name: p.detach() for name, p in model.named_parameters()}
+        found = torch.func.grad(lambda v: torch.func.functional_call(model, v, (x,)).square().mean())(values)
+        return [found[name] for name in names]
+
+    with warnings.catch_warnings(record=True) as told, watch(model, optimizer) as watched:
+        warnings.simplefilter("always")
+        for x in data(40):
+            for p, gradient in zip(model.parameters(), gradients(x), strict=True):
+                p.grad = gradient
+            weight, given = model[0].weight.detach().clone(), model[0].weight.grad
+            optimizer.step()
+    (sentence,) = [str(one.message) for one in told if str(one.message).startswith("watch:")]
+    assert "16 steps were made, and no pass of the model" in sentence
+    assert [sample.step for sample in watched.samples] == list(range(15, 40))
+    last = watched.samples[-1].values
+    assert last["signal_rms"].isnan().all()
+    assert last["gradient_rms"].isnan().all()
+    root = given.double().square().mean().sqrt()
+    assert last["weight_gradient_rms"][0].item() == pytest.approx(float(root), rel=1e-5)
+    moved = (0.01 * root) / weight.double().square().mean().sqrt()
+    assert last["update_ratio"][0].item() == pytest.approx(float(moved), rel=1e-3)
+    assert watched.standing.verdict == "unknown"

@@ -15,7 +15,7 @@ from levada.web.folder import identity
 from levada.web.pages import STATIC
 
 from .live import Served, write_deep
-from .visiting import Visit, browser, expect, needs_browser, visits
+from .visiting import Visit, browser, expect, needs_browser, rests, visits, wait
 
 __all__ = ["browser"]
 pytestmark = [
@@ -60,6 +60,10 @@ def test_a_server_that_was_started_anew_is_told_in_words_and_let_in_again(browse
     ):
         page = visit(served.token)
         expect(page.locator("tbody th a")).to_have_text(["deep"])
+        # What shows a run comes a second after the list; what is asked for of a dead server is gone until a reload.
+        asked = "performance.getEntriesByType('resource').some(one => /RunPage.*js/.test(one.name))"
+        wait(page, lambda: page.evaluate(asked))
+        rests(page)
         served.kill()
         expect(page.locator(".connection")).to_contain_text("not connected")
         served.start()

@@ -17,8 +17,8 @@ __all__ = ["WAIT", "Visit", "boxes", "browser", "expect", "needs_browser", "rest
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 WAIT = 60_000
 """Milliseconds that a page has for what is waited for: the machine may be busy."""
-ENDLESS = re.compile(r"/events$|/assets/stream-[^/]*$")
-"""What a browser asks for and never says to have: the stream of events, and the script of the worker that holds it."""
+ENDLESS = re.compile(r"/events$|/session$|/assets/stream-[^/]*$")
+"""What a browser asks for and never says to have: a stream, an answer that nobody reads, a shared worker's script."""
 Visit = Callable[..., Any]
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

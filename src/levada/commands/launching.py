@@ -7,6 +7,8 @@ import os
 import shlex
 import signal
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,9 +20,11 @@ from levada.commands.output import tell
 from levada.runs.checkpoints import CHECKPOINTS, stored
 from levada.runs.manifest import MANIFEST
 
-__all__ = ["going_on", "launch"]
+__all__ = ["end_with_launcher", "going_on", "launch"]
 
 _TAKEN: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # torch handles these, and gives none back
+_LAUNCHER: Final = "LEVADA_LAUNCHER"  # the number of the process that started this one
+_LOOK: Final = 1.0  # seconds between looks at whether it lives
 _MEANT: Final = {
     "SIGKILL": ", as the system does where memory runs out, and a scheduler where a limit is passed",
     "SIGTERM": ", as schedulers do",
@@ -65,6 +69,7 @@ def launch(words: Sequence[str], processes: int, folder: Path) -> int:
     )
     safe = ["-P"] if sys.flags.safe_path else []
     logging.disable(logging.CRITICAL)  # this process trains nothing; torch's part tells of each process that ends
+    os.environ[_LAUNCHER] = str(os.getpid())
     try:
         with _handlers_kept():
             elastic_launch(config, sys.executable)(*safe, "-m", "levada", *words)
@@ -84,7 +89,30 @@ def launch(words: Sequence[str], processes: int, folder: Path) -> int:
         return 128 + ended.sigval
     finally:
         logging.disable(logging.NOTSET)
+        os.environ.pop(_LAUNCHER, None)
     return 0
+
+
+def end_with_launcher() -> None:
+    """End this process, as SIGTERM does, once the `levada train --processes` that started it is gone.
+
+    One that is killed by SIGKILL can end nothing: its processes trained on, unseen, and kept the run to themselves.
+    Where the system does not say that a parent is gone, as on Windows, nothing is done.
+    """
+    launcher = os.environ.get(_LAUNCHER, "")
+    if not launcher.isdecimal() or os.getppid() != int(launcher):
+        return
+
+    def look() -> None:
+        while os.getppid() == int(launcher):
+            # All look at the same moments: one that ends a second before the others is an error to them.
+            time.sleep(_LOOK - time.time() % _LOOK)
+        if os.environ.get("RANK") == "0":
+            with suppress(OSError):  # the terminal may be gone, too
+                tell("levada train: what started the processes was killed; they end, as by SIGTERM.", stderr=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, name="levada-launcher", daemon=True).start()
 
 
 @contextmanager

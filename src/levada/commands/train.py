@@ -26,6 +26,10 @@ def train(options: argparse.Namespace) -> int:
     if options.processes is not None:
         return _launch(options)
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together:
+        from levada.commands.launching import end_with_launcher
+
+        end_with_launcher()
     try:
         with terminable():
             code = _train(options)

@@ -100,6 +100,9 @@ class SparseHyperConnection(MultiStream):
     writes its one output. The paper divides rows of `mix` that sum to more than 1 by their sum: with rows normalised
     last, as here, there are none.
 
+    The output is the sum of n streams, each of which begins as the input: at the start it is about n times as large,
+    16 times with 16 streams. A normalisation behind it takes that off; where there is none, `head="mean"` does.
+
     levada's own, where the paper is silent: active streams are taken in their order, streams that are always active
     have no score, layernorm has no gain, and the start. At the start R is random with standard deviation 0.02, as equal
     scores would choose nothing; P and Q are zero, and r, s and t 0.01 as published; a layer reads 0.7 of the m fixed

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, final
 
 from levada._errors import MissingExtraError, UsageError
 from levada.integrations.training import Watched, is_error
+from levada.watching.sample import Continue
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -36,7 +38,8 @@ class LevadaCallback(TrainerCallback):
     itself, is refused.
 
     Args:
-        run: folder of the run; of a second training by the same callback, the name ends in -2.
+        run: folder or address of the run, or, of a training that goes on from a checkpoint,
+            `levada.watching.Continue(folder, step)`; of a second training by the same callback, the name ends in -2.
         every: smallest distance between sampled steps.
         max_overhead: largest share of the training time, once the first 11 samples are paid for.
         stop_on_error: end the training after an update at which a rule finds an error.
@@ -56,7 +59,7 @@ class LevadaCallback(TrainerCallback):
 
     def __init__(
         self,
-        run: str | None = None,
+        run: str | Path | Continue | None = None,
         *,
         every: int = 20,
         max_overhead: float = 0.01,

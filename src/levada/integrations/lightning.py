@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from levada._errors import MissingExtraError, UsageError
 from levada.integrations.training import Watched, is_error
+from levada.watching.sample import Continue
 
 __all__ = ["LevadaCallback"]
 
@@ -46,7 +48,8 @@ class LevadaCallback(Callback):
     are the same, but the inputs of the last pass are not known.
 
     Args:
-        run: folder of the run; of a second training by the same callback, the name ends in -2.
+        run: folder or address of the run, or, of a training that goes on from a checkpoint,
+            `levada.watching.Continue(folder, step)`; of a second training by the same callback, the name ends in -2.
         every: smallest distance between sampled steps.
         max_overhead: largest share of the training time, once the first 11 samples are paid for.
         stop_on_error: end the training after a batch at which a rule finds an error.
@@ -66,7 +69,7 @@ class LevadaCallback(Callback):
 
     def __init__(
         self,
-        run: str | None = None,
+        run: str | Path | Continue | None = None,
         *,
         every: int = 20,
         max_overhead: float = 0.01,

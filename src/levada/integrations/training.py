@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from levada._names import CALLED
 from levada.watching.news import News
+from levada.watching.sample import Continue
 
 if TYPE_CHECKING:
     from levada.diagnose import Finding
@@ -42,7 +43,7 @@ class Watched:
         options = dict(self._options)
         if self._begun > 1 and "run" in options:
             # The record of a training is never continued by another one, also where a trainer begins again by itself.
-            options["run"] = f"{options['run']}-{self._begun}"
+            options["run"] = _numbered(options["run"], self._begun)
         self.watch = watch(model, list(optimizers), scaler=scaler, **options)
 
     def news(self) -> list[Finding]:
@@ -77,6 +78,13 @@ class Watched:
         """Watch no more; again is harmless. What was measured stays readable."""
         if self.watch is not None:
             self.watch.close()
+
+
+def _numbered(run: Any, number: int) -> Any:
+    """Give the place of the record of another training, beside the first one's and not in it."""
+    if isinstance(run, Continue):
+        run = run.folder
+    return None if run is None else f"{str(run).rstrip('/')}-{number}"
 
 
 def is_error(findings: Sequence[Finding]) -> bool:

@@ -130,13 +130,13 @@ def is_direct(*tensors: Tensor | None) -> bool:
         *tensors: the arguments.
     """
     given = [x for x in tensors if x is not None]
-    at_work = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or is_special(*given)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or is_special(*given):
+        return False
     # Kernels read memory by its address, where such numbers are not, or not with their sign.
-    unmade = any(map(Tensor.is_neg, given)) or any(map(Tensor._is_zerotensor, given))
-    return all(map(_on_cpu, given)) and not at_work and not unmade
+    return all(map(_on_cpu, given)) and not any(map(Tensor.is_neg, given)) and not any(map(_is_zero, given))
 
 
-_on_cpu = operator.attrgetter("is_cpu")
+_on_cpu, _is_zero = operator.attrgetter("is_cpu"), Tensor._is_zerotensor
 _PLAIN: Final = frozenset({Tensor, torch.nn.Parameter})
 
 

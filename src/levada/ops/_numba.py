@@ -22,9 +22,23 @@ __all__ = ["array_at", "compiled", "exp", "one_over_root", "over_addresses", "ov
 _WORTH_A_THREAD: Final = 2**15  # elements: a thread takes some microseconds to begin
 
 # Sums may be reordered, so that they fill the vector units; NaN and infinities stay what they are.
-compiled: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = numba.njit(
-    nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
-)
+_OPTIONS: Final[dict[str, Any]] = {
+    "nogil": True,
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "error_model": "numpy",
+}
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Return a function that Numba compiles at its first call, and keeps on disk where a folder can be written to.
+
+    Args:
+        function: of arrays and numbers.
+    """
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # it found none: each process compiles its own
+        return numba.njit(**_OPTIONS)(function)
 
 
 @functools.cache
@@ -84,6 +98,8 @@ def over_addresses(function: Callable[..., Any], tensors: Sequence[Tensor], *opt
         strides = [x.stride() for x in tensors]
         raise ValueError(f"tensors of which addresses are taken must be contiguous, got strides {strides}. Copy them.")
     addresses = tuple(map(Tensor.data_ptr, tensors))
+    if torch.get_num_threads() == 1:
+        return [function(addresses, 0, tensors[0].shape[0], *options)]
     ends = _ends(len(tensors[0]), tensors[0].numel())
     if len(ends) == 2:
         return [function(addresses, 0, ends[1], *options)]

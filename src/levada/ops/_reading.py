@@ -219,7 +219,8 @@ class _Read(torch.autograd.Function):
         state, *others = tensors
         assert state is not None
         *leading, n, width = state.shape
-        given = state.reshape(-1, n, width), *others, *options
+        flat = state if len(leading) == 1 else state.reshape(-1, n, width)
+        given = flat, *others, *options
         if is_direct(*tensors):
             if not reading.fits:
                 reading.require(given)  # as the dispatcher's kernels do

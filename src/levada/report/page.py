@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -112,8 +113,12 @@ def write_page(sources: Iterable[Source], path: str | Path) -> tuple[dict[str, l
     try:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(target)
+    except OSError as error:
+        error.filename, error.filename2 = str(target), None  # not the draft's name, which nobody gave
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     damaged = {section["path"]: section["damage"] for section in sections if section["damage"]}
     open_ends = {section["path"]: str(told) for section in sections if (told := section["view"].get("open_end"))}
     return damaged, open_ends

@@ -30,11 +30,7 @@ def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
     held = {id(p) for p in model.parameters()}
     if not held:
         raise UsageError(f"watch: the model must have parameters, but {type(model).__name__} has none.")
-    if any(p.is_meta and p.requires_grad for p in model.parameters()):
-        raise UsageError(
-            f"watch: the model's parameters must have values, but {type(model).__name__}'s are on the meta device. "
-            "Watch it once they are made, with an optimizer that was made after them."
-        )
+    require_values(model)
     given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
     if optimizer is not None and not given:
         raise UsageError(
@@ -53,6 +49,22 @@ def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
                 f"{type(model).__name__}'s. Make it after the model was moved, sharded or wrapped, or give the other."
             )
     return optimizers
+
+
+def require_values(model: nn.Module) -> None:
+    """Raise if parameters that learn have no values yet: when they get some, others take their place.
+
+    Args:
+        model: what is to be watched.
+
+    Raises:
+        UsageError: if one is on the meta device.
+    """
+    if any(p.is_meta and p.requires_grad for p in model.parameters()):
+        raise UsageError(
+            f"watch: the model's parameters must have values, but {type(model).__name__}'s are on the meta device. "
+            "Watch it once they are made, with an optimizer that was made after them."
+        )
 
 
 def require_arguments(run: Any, scaler: Any, live: Any, listeners: Any) -> list[Listener]:

@@ -15,9 +15,11 @@ from levada.probe.trace import Site
 from levada.watching.clocks import Spent, StepClock
 from levada.watching.closure import before_its_update
 from levada.watching.coefficients import Coefficients
+from levada.watching.ends import each_end
 from levada.watching.left import step_left
 from levada.watching.losses import Losses, in_backward
 from levada.watching.microbatches import MicroBatches
+from levada.watching.nested import Nested
 from levada.watching.overhead import Cadence
 from levada.watching.passes import Passes
 from levada.watching.pauses import Pauses
@@ -27,7 +29,7 @@ from levada.watching.sample import Sample
 from levada.watching.statistics import Statistics
 from levada.watching.structure import Structure
 from levada.watching.taps import Taps
-from levada.watching.telling import quietly, warn
+from levada.watching.telling import failed, quietly
 from levada.watching.together import Together
 from levada.watching.tracing import uncompiled
 from levada.watching.transfer import Sent
@@ -72,7 +74,7 @@ class Engine:
         self.broke: Callable[[], None] = lambda: None  # called once it is
         self.left = before_update  # called for a step that is left before its update
         self.unfit: Callable[[], bool] = lambda: False  # whether the noted targets are not finite
-        self._spent, self._statistics, self._turn = Spent(), Statistics(), Turn(optimizers)
+        self._spent, self._statistics, self._turn, self._nested = Spent(), Statistics(), Turn(optimizers), Nested()
         self._device = next(p.device for p in model.parameters())
         self._clock = StepClock(self._device)
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
@@ -117,18 +119,11 @@ class Engine:
         Args:
             failed: whether an exception ends the loop, so that other processes perhaps do not come here.
         """
-        self.leave()
-        while self._handles:
-            self._handles.pop().remove()
-        self.passes.detach()
-        self.losses.close()
-        if not failed:
-            self._end_rested()
-        self._turn.drop()
-        self._disarm(for_good=True)
-        self.micro_batches.close()
-        self._together.deliver(wait=True, leaving=failed)
-        self._together.close(failed=failed)
+        off = *(handle.remove for handle in self._handles), self._handles.clear, self.passes.detach, self.losses.close
+        rest = self._turn.drop, partial(self._disarm, for_good=True), self.micro_batches.close
+        told = partial(self._together.deliver, wait=True, leaving=failed), partial(self._together.close, failed=failed)
+        ended = () if failed else (self._end_rested,)
+        each_end(self.leave, partial(each_end, *off, again=True), *ended, partial(each_end, *rest, again=True), *told)
 
     def _arm(self, *, anyway: bool = False) -> None:
         self.passes.step(self.steps)
@@ -165,9 +160,13 @@ class Engine:
         self.broken = True
         self._disarm(for_good=True)
         self._together.close(failed=True)
-        what = f"{type(error).__name__}: {error}. Nothing more is measured; training goes on."
-        warn(f"watch: measuring raised {what}", of=self.model, stacklevel=3)
+        failed(error, of=self.model, stacklevel=3)
         self.broke()
+
+    def interrupted(self) -> None:
+        """Drop what Ctrl-C broke off in the midst: a loop may go on, as in a notebook."""
+        self._disarm(for_good=True)
+        self._statistics = Statistics()
 
     # What the hooks tell.
 
@@ -180,6 +179,10 @@ class Engine:
         if self._reading is not None:
             self._reading.see(place, tensor, activation=activation, block=block)
         self._spent.add(time.perf_counter() - begun)
+
+    def tell_unseen(self, names: Sequence[str]) -> None:
+        """Say why these blocks learn and are not seen to run."""
+        self._taps.tell_unseen(names)
 
     def _running(self) -> int | None:
         """Return the number of the pass that is under way; None if what runs now does not count."""
@@ -247,7 +250,7 @@ class Engine:
     @uncompiled
     @quietly
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if self.pauses.before(optimizer, args, kwargs):
+        if self._nested.enters(optimizer) or self.pauses.before(optimizer, args, kwargs):
             return None
         first = in_backward() and not self._within
         if first or (optimizer in self._turn and not in_backward()):  # the others did not step this time
@@ -275,7 +278,7 @@ class Engine:
     @quietly
     def _after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
         self.updates += 1
-        if self.pauses.pass_by():
+        if self._nested.leaves(optimizer) or self.pauses.pass_by():
             return
         if not self.pauses.stepped(optimizer):
             self.weights.count(optimizer)
@@ -352,9 +355,7 @@ class Engine:
             self._disarm()  # the next step is sampled in its place
         elif reading is not None:
             seen = bool(reading.calls) or self._taps.traced
-            if not seen and learned:
-                self._taps.tell_unseen()
-            if seen or learned or self.sites:
+            if seen or self._taps.blind(learned=learned) or self.sites:
                 # The distance that all agreed on with the sample before this one.
                 self._together.meet(self.steps, sampled=True)
                 self._send(reading, learned=learned)

@@ -46,7 +46,7 @@ class Moved:
         >>> with warnings.catch_warnings(record=True) as told:
         ...     for i in range(48):
         ...         _ = nn.init.constant_(model.weight, i)
-        ...         moved.learned(most=1)
+        ...         moved.learned()
         >>> moved.why
         'no step was heard so far, while the weights changed behind 16 backward passes: ...'
     """
@@ -57,10 +57,12 @@ class Moved:
         self._model = weakref.ref(model)
         self._step: int | None = None  # of the last update
         self._passes = self._moves = 0  # backward passes since then, and those behind which the weights had moved
+        self._most = 1  # passes that an update took, at most
         self._last: list[tuple[int, list[float] | int]] = []
 
     def begins(self) -> None:
         """Hear that an optimizer is about to step, and may call passes."""
+        self._count()
         self._passes, self._moves, self._last = -_WITHIN, 0, []
 
     def updated(self, step: int) -> None:
@@ -69,19 +71,16 @@ class Moved:
         Args:
             step: its number.
         """
+        self._count()
         self._step, self._passes, self._moves, self._last = step, 0, 0, []
         if self.why:
             self.why = ""
             self.tell()
 
-    def learned(self, most: int) -> None:
-        """Hear of a backward pass of the model.
-
-        Args:
-            most: the most passes that an update took so far.
-        """
+    def learned(self) -> None:
+        """Hear of a backward pass of the model."""
         self._passes += 1
-        if self.why or self._passes < LEAST + TIMES * (most - 1 if most else 0):
+        if self.why or self._passes < LEAST + TIMES * (self._most - 1):
             return
         now, before = self._now(), self._last
         self._last = now
@@ -94,6 +93,10 @@ class Moved:
             )
             self.tell()
             warn(f"watch: {self.why}. {_REMEDY}", stacklevel=3)
+
+    def _count(self) -> None:
+        if not self.why:
+            self._most = max(self._most, self._passes)
 
     def _now(self) -> list[tuple[int, list[float] | int]]:
         model = self._model()

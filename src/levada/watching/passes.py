@@ -229,7 +229,7 @@ class Passes:
         self._learners |= {own} & self._ran
         self.backward += 1
         self.skips.learned(roots)
-        self.moved.learned(self.skips.most)
+        self.moved.learned()
 
     def updated(self, step: int) -> None:
         """Hear of an update.

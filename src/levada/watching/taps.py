@@ -31,6 +31,11 @@ _SCRIPTED: Final = (
     "what torch.jit.script or torch.jit.trace made of a whole model calls none of its blocks' hooks. Watch the module "
     "that it was made of, or script the blocks one by one."
 )
+_BLIND: Final = 16  # sampled steps without a pass, of which the weights are measured then
+_NO_PASS: Final = (
+    f"{_BLIND} steps were made, and no pass of the model that may train it was seen. Passes under torch.no_grad or a "
+    "transform of torch.func are none, nor are those of a copy, and so no block was seen"
+)
 
 
 class Listener(Protocol):
@@ -73,6 +78,7 @@ class Taps:
         self._scanned: Any = None
         self.unfit = ""  # what kind of numbers a block gave that cannot be measured
         self._told = False
+        self._blind = 0  # sampled steps of which nothing was seen
         self._attached = False
 
     @property
@@ -168,9 +174,31 @@ class Taps:
         if unknown:
             self._tell(f"{unknown[0] or 'the model'} was compiled in a way that cannot be repeated. {_COMPILED}")
 
-    def tell_unseen(self) -> None:
-        """Say why no block was seen in a sampled step."""
-        if self.unfit:
+    def blind(self, *, learned: bool) -> bool:
+        """Return whether a step in which no block was seen is a sample all the same, of the weights alone; say why.
+
+        Args:
+            learned: whether a backward pass was this model's.
+        """
+        self._blind += 1
+        if learned:
+            self.tell_unseen()
+        elif self._blind == _BLIND:
+            self._tell(_NO_PASS)
+        return learned or self._blind >= _BLIND
+
+    def tell_unseen(self, some: Sequence[str] = ()) -> None:
+        """Say why no block was seen in a sampled step.
+
+        Args:
+            some: the names of those that were not, if others were.
+        """
+        if some:
+            named = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
+            past = f"{_COMPILED} If not, {_PAST_HOOKS}" if _compiles() else _PAST_HOOKS
+            why = f"blocks that give {self.unfit} numbers are not measured" if self.unfit else past
+            self._tell(f"{named} learned and {'were' if len(some) > 1 else 'was'} not seen to run: {why}")
+        elif self.unfit:
             self._tell(f"the blocks of the model give {self.unfit} numbers, and what is measured is real")
         elif isinstance(original(self._model), torch.jit.ScriptModule):
             self._tell(_SCRIPTED)

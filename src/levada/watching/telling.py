@@ -14,7 +14,7 @@ from torch import nn
 
 from levada.watching.places import original
 
-__all__ = ["hears", "quietly", "say", "unwatched", "warn", "watched"]
+__all__ = ["failed", "hears", "quietly", "say", "unwatched", "warn", "watched"]
 
 _PREFIX: Final = "watch: "
 _watched: Final[list[weakref.ref[nn.Module]]] = []  # models, in the order in which their watches began
@@ -34,7 +34,7 @@ def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let an error in a hook end the watching and not the training.
 
     Args:
-        method: of what has `broken` and `fail`.
+        method: of what has `broken`, `fail`, and `interrupted`, which Ctrl-C calls.
     """
 
     @functools.wraps(method)
@@ -45,6 +45,9 @@ def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
         except Exception as error:  # whatever it is, training goes on
             return self.fail(error)
+        except BaseException:
+            self.interrupted()
+            raise
 
     return run
 
@@ -78,6 +81,20 @@ def _named(sentence: str, model: nn.Module | None) -> str:
         return sentence
     which = f"{type(inner).__name__}, model {at + 1} of the {len(every)} that are watched"
     return f"watch of {which}: {sentence.removeprefix(_PREFIX)}"
+
+
+def failed(error: Exception, *, of: nn.Module | None = None, stacklevel: int = 2) -> None:
+    """Warn that measuring ended.
+
+    Args:
+        error: why.
+        of: the model that was measured.
+        stacklevel: as of `warnings.warn`, counted from the caller.
+    """
+    what = f"{type(error).__name__}: {error}"
+    warn(
+        f"watch: measuring raised {what}. Nothing more is measured; training goes on.", of=of, stacklevel=stacklevel + 1
+    )
 
 
 def say(sentence: str) -> None:

@@ -22,12 +22,14 @@ from levada.runs.sampled import sampling
 from levada.runs.standing import Standing
 from levada.watching.account import report, trace_of
 from levada.watching.arguments import optimizers_of, require_arguments, require_scalars
+from levada.watching.ends import each_end, undone
 from levada.watching.engine import Engine
 from levada.watching.judge import CONFIRMATIONS, WARM_UP, Judge
 from levada.watching.judged import PART, standing_of
 from levada.watching.keeper import require_notes
 from levada.watching.kept_pass import Pass
 from levada.watching.overhead import Cadence
+from levada.watching.partly import Partly
 from levada.watching.sample import Continue, Listener, Sample
 from levada.watching.since import record_again
 from levada.watching.skipped import RULE as SKIPPED
@@ -76,6 +78,7 @@ class Watch(Uncopied):
             model, optimizers, cadence=cadence, scaler=scaler, before_update=before, sampled=sampled, first=first
         )
         self.coefficients, self.weights = self._engine.coefficients, self._engine.weights
+        self._partly = Partly(self._engine.tell_unseen)
         self._engine.passes.skips.tell = self._skipped
         self._engine.passes.skips.ended = lambda why: self.judge.ended.update({SKIPPED: why}) if self.judge else None
         self._engine.broke = self._engine.passes.moved.tell = lambda: self._tell_all(self.steps)
@@ -166,7 +169,7 @@ class Watch(Uncopied):
 
     def _attach(self) -> None:
         self._attached = True
-        self._engine.attach()
+        undone(self._engine.attach, by=lambda: self._close(failed=True))  # after Ctrl-C nobody has this watch
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -192,12 +195,13 @@ class Watch(Uncopied):
         if not self._attached:
             return
         self._attached = self._entered = False
-        self._engine.detach(failed=failed)
+        each_end(lambda: self._engine.detach(failed=failed), self._close_listeners)
+
+    def _close_listeners(self) -> None:
         if logged := self._engine.logged:
             self._engine.logged = {}
             self._tell_all(max(self.steps - 1, 0), logged, method="logged")
-        for listener in list(self._listeners):
-            self._tell(listener, "close")
+        each_end(*[partial(self._tell, listener, "close") for listener in self._listeners])
 
     def step(self) -> None:
         """End a step where no optimizer does: call it after the update, before the gradients are cleared.
@@ -278,6 +282,7 @@ class Watch(Uncopied):
 
     def _sampled(self, sample: Sample) -> None:
         self.samples.append(sample)
+        self._partly.sampled(sample, self.sites)
         for listener in list(self._listeners):
             self._tell(listener, "sampled", sample)
         if self.judge is not None and self.judge.content:
@@ -300,10 +305,8 @@ class Watch(Uncopied):
             self._listeners.remove(listener)
             self._fallen.append(listener)  # what it found stays found
             what = f"{type(error).__name__}: {error}"
-            warn(
-                f"watch: {type(listener).__name__}.{method} raised {what}. It hears no more; training goes on.",
-                of=self.model,
-            )
+            who = f"{type(listener).__name__}.{method}"
+            warn(f"watch: {who} raised {what}. It hears no more; training goes on.", of=self.model)
             if listener is self.judge:
                 self._deaf = f"an error ended it, {what}"
                 self._tell_all(self.steps)  # a process that is killed must have said it
@@ -368,11 +371,7 @@ def watch(
     first = run.step if isinstance(run, Continue) else 0
     cadence = Cadence(every, max_overhead, regardless=WARM_UP + CONFIRMATIONS)
     made = Watch(model, optimizers, cadence=cadence, scaler=scaler, listeners=listeners, first=first)
-    try:
-        _surround(made, run, live)
-    except BaseException:
-        made.close()
-        raise
+    undone(lambda: _surround(made, run, live), by=made.close)
     return made
 
 

@@ -1,6 +1,6 @@
 """Reading the streams of hyper-connections on a CPU, products and all: of a stream there are few, by rows in the cache.
 
-Arrays are indexed, never sliced: to hand on a slice takes as long as to add up a hundred channels.
+Arrays are indexed, and sliced once for 32 tokens: to hand on a slice takes as long as to add up a hundred channels.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-# What Numba caches of this file does not see changes of that one: after one, save this one as well.
+# What Numba caches of this file does not see changes of those two: after one, save this one as well.
 from levada.ops._numba import array_at, compiled, one_over_root, over_addresses, tanh
+from levada.ops._tiles import add_product, add_product_transposed, write_dots
 
 __all__ = ["by_rows_at", "over_addresses", "read_at", "read_backward_at"]
 
@@ -42,33 +43,16 @@ def _read(state, x, reads, mix, writes, found, norms, read, mixed, write, scales
     one = state.dtype.type(1)  # a literal would make loops of doubles
     zero, share = state.dtype.type(0), one / state.dtype.type(width)  # `one * 0` would be a double
     said = np.empty(_TOKENS * n * rows, state.dtype)
+    streams, products = state.reshape(tokens * n, width), found.reshape(tokens * n, rows)
     for start in range(0, tokens, _TOKENS):
         end = min(start + _TOKENS, tokens)
+        write_dots(products[n * start : n * end], streams[n * start : n * end], weights)
         for t in range(start, end):
             for j in range(n):
                 mean = zero
-                if rows == 6:  # of the usual number of streams, in one pass
-                    s0 = s1 = s2 = s3 = s4 = s5 = zero
-                    for c in range(width):
-                        v = state[t, j, c]
-                        mean += v
-                        s0 += v * weights[0, c]
-                        s1 += v * weights[1, c]
-                        s2 += v * weights[2, c]
-                        s3 += v * weights[3, c]
-                        s4 += v * weights[4, c]
-                        s5 += v * weights[5, c]
-                    found[t, j, 0], found[t, j, 1], found[t, j, 2] = s0, s1, s2
-                    found[t, j, 3], found[t, j, 4], found[t, j, 5] = s3, s4, s5
-                else:
-                    for c in range(width):
-                        mean += state[t, j, c]
-                    for k in range(rows):
-                        total = zero
-                        for c in range(width):
-                            total += state[t, j, c] * weights[k, c]
-                        found[t, j, k] = total
-                mean = mean * share if centred else zero
+                for c in range(width if centred else 0):
+                    mean += state[t, j, c]
+                mean *= share
                 total = zero
                 for c in range(width):
                     total += (state[t, j, c] - mean) * (state[t, j, c] - mean)
@@ -116,7 +100,8 @@ def _read_backward(
     zero, share = state.dtype.type(0), one / state.dtype.type(width)  # `one * 0` would be a double
     sums, by_weights = np.zeros(n * rows + 2 + rows), np.zeros((rows, width))
     said, some = np.empty(_TOKENS * n * rows, state.dtype), np.empty((rows, width), state.dtype)
-    back = np.empty((n, rows), state.dtype)
+    back = np.empty((_TOKENS * n, rows), state.dtype)
+    streams, by_streams = state.reshape(tokens * n, width), by_state.reshape(tokens * n, width)
     for start in range(0, tokens, _TOKENS):
         end = min(start + _TOKENS, tokens)
         for t in range(start, end):
@@ -126,7 +111,6 @@ def _read_backward(
                     said[place + k] = found[t, j, k] + offset[k]
         for place in range((end - start) * n * rows):
             said[place] = tanh(said[place])
-        some[:] = 0
         for t in range(start, end):
             for j in range(n):
                 g = by_reads[t, j]
@@ -135,8 +119,8 @@ def _read_backward(
                 sums[j] += g
                 along = zero
                 inverse, mean = norms[t, j, 0], norms[t, j, 1]
-                place = ((t - start) * n + j) * rows
-                weight = read[j] + scales[0] * said[place]
+                row = (t - start) * n + j
+                weight = read[j] + scales[0] * said[row * rows]
                 for k in range(rows):
                     factor = scales[0]
                     if k == rows - 1:
@@ -145,40 +129,21 @@ def _read_backward(
                     elif k:
                         g = by_mix[t, k - 1, j]
                         sums[n * k + j] += g
-                    spoken = said[place + k]
+                    spoken = said[row * rows + k]
                     sums[n * rows + (k == rows - 1)] += g * spoken
                     here = g * factor * (one - spoken * spoken)
                     along += here * found[t, j, k]
-                    back[j, k] = here * inverse
+                    back[row, k] = here * inverse
                     sums[n * rows + 2 + k] += here
                 shrink = share * along * inverse * inverse
                 shift = -shrink * mean  # of a mean of zero where it is not taken out
-                if rows == 6:
-                    b0, b1, b2, b3, b4, b5 = back[j, 0], back[j, 1], back[j, 2], back[j, 3], back[j, 4], back[j, 5]
-                    for c in range(width):
-                        part = b0 * weights[0, c] + b1 * weights[1, c] + b2 * weights[2, c]
-                        part += b3 * weights[3, c] + b4 * weights[4, c] + b5 * weights[5, c]
-                        part += weight * by_x[t, c] - shrink * state[t, j, c] - shift
-                        by_state[t, j, c] = by_new[t, j, c] + part if adds else part
-                else:
-                    for c in range(width):
-                        part = weight * by_x[t, c] - shrink * state[t, j, c] - shift
-                        by_state[t, j, c] = by_new[t, j, c] + part if adds else part
-                    for k in range(rows):
-                        b = back[j, k]
-                        for c in range(width):
-                            by_state[t, j, c] += b * weights[k, c]
-            for k in range(rows):
-                if n == 4:
-                    b0, b1, b2, b3 = back[0, k], back[1, k], back[2, k], back[3, k]
-                    for c in range(width):
-                        part = b0 * state[t, 0, c] + b1 * state[t, 1, c]
-                        some[k, c] += part + b2 * state[t, 2, c] + b3 * state[t, 3, c]
-                else:
-                    for j in range(n):
-                        b = back[j, k]
-                        for c in range(width):
-                            some[k, c] += b * state[t, j, c]
+                for c in range(width):
+                    part = weight * by_x[t, c] - shrink * state[t, j, c] - shift
+                    by_state[t, j, c] = by_new[t, j, c] + part if adds else part
+        several = n * (end - start)
+        add_product(by_streams[n * start : n * end], back[:several], weights)
+        some[:] = 0
+        add_product_transposed(some, back[:several], streams[n * start : n * end])
         for k in range(rows):
             for c in range(width):
                 by_weights[k, c] += some[k, c]

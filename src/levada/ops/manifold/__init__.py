@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -62,9 +60,10 @@ def fit_reading(state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, 
     """
     if state.ndim < 2:
         return False
-    shapes, given = _shapes(state, form), (projection, scale, bias)
-    alike = all(x.is_floating_point() and x.device == state.device for x in given)
-    return alike and state.is_floating_point() and all(map(operator.eq, (x.shape for x in given), shapes))
+    for x, shape in zip((projection, scale, bias), _shapes(state, form), strict=True):
+        if x.shape != shape or not x.is_floating_point() or x.device != state.device:
+            return False
+    return state.is_floating_point()
 
 
 def _shapes(state: Tensor, form: Form) -> tuple[tuple[int, ...], ...]:

@@ -1,8 +1,10 @@
-"""Reading streams on a CPU: matrix products of PyTorch's, and loops that Numba compiles for all the rest."""
+"""Reading streams on a CPU: by loops that Numba compiles; else the reference."""
 
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,13 +14,11 @@ from torch import Tensor
 from levada.ops import _cpu
 from levada.ops._cpu import added, number_of
 from levada.ops._define import empty_like
-from levada.ops._precision import full_precision
-from levada.ops._products import product, times_transposed
 from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.reference import steps_at_once
 
-__all__ = ["loops_for", "options_of", "read", "read_backward", "read_by", "read_by_backward"]
+__all__ = ["loops_for", "options_of", "read", "read_backward", "read_by", "read_by_backward", "sums_of"]
 
 
 def loops_for(state: Tensor, form: Form, *others: Tensor | None) -> ModuleType | None:
@@ -64,17 +64,13 @@ def read_by(
         form: likewise.
     """
     tokens, n, width = state.shape
-    state = state.contiguous()
-    with full_precision(state):
-        found = times_transposed(state.view(tokens, n * width), projection)
-    if torch._C._len_torch_dispatch_stack() or not found.is_contiguous():
-        # The loops divide it; a checkpoint that keeps products keeps this one as it is.
-        found = found.clone(memory_format=torch.contiguous_format)
-    inverse = state.new_empty(tokens)
+    state, rows = state.contiguous(), len(projection)
+    found, inverse = state.new_empty(tokens, rows), state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)
     given = reads if handed is None else handed.contiguous()
-    tensors = [state, found, inverse, x, reads, writes, mix, given, scale.contiguous(), bias.contiguous()]
+    own = map(Tensor.contiguous, (projection, scale, bias))
+    tensors = [state, found, inverse, x, reads, writes, mix, given, *own]
     loops.over_addresses(loops.read_at, tensors, n, width, *options_of(state.dtype, form))
     return x, reads, writes, mix, found, inverse
 
@@ -102,23 +98,31 @@ def read_by_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients by state, handed weights, projection, scale and bias, of what `loops_for` took."""
     state = state.contiguous()
-    by_state, by_found = empty_like(state), empty_like(features)
+    by_state = empty_like(state)
     by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
     given = state, by_x, by_reads, by_writes, by_mix, state if by_new is None else by_new, features, inverse
-    tensors = [*map(Tensor.contiguous, given), by_state, by_found]
+    tensors = [*map(Tensor.contiguous, given), by_state]
     by_handed = None if handed is None else empty_like(handed)
     # Without, they are neither read nor written.
-    own = (tensors[2], tensors[2]) if handed is None or by_handed is None else (handed.contiguous(), by_handed)
+    tensors += (tensors[2], tensors[2]) if handed is None or by_handed is None else (handed.contiguous(), by_handed)
     chosen = *state.shape[1:], *options_of(state.dtype, form), by_new is not None, handed is not None
-    sums = loops.over_addresses(
-        loops.read_backward_at, [*tensors, *own, scale.contiguous(), bias.contiguous()], *chosen
-    )
-    streams = state.view(len(state), -1)
-    with full_precision(state):
-        by_state.view(streams.shape).addmm_(by_found, projection)
-        by_projection = product(by_found.t(), streams)
-    by_scale, by_bias = (torch.from_numpy(added(one, state.dtype)) for one in zip(*sums, strict=True))
+    tensors += map(Tensor.contiguous, (projection, scale, bias))
+    sums = loops.over_addresses(loops.read_backward_at, tensors, *chosen)
+    by_projection, by_scale, by_bias = sums_of(sums, state.dtype)
     return by_state, by_handed, by_projection, by_scale, by_bias
+
+
+def sums_of(parts: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients by projection, scale and bias.
+
+    Args:
+        parts: what the loops returned, threads' or blocks', in their order.
+        dtype: of the streams.
+    """
+    by_scale, by_bias, by_projection = zip(*parts, strict=True)
+    total = functools.reduce(operator.add, by_projection), added(by_scale, dtype), added(by_bias, dtype)
+    of_projection, of_scale, of_bias = map(torch.from_numpy, total)
+    return of_projection, of_scale, of_bias
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Reading streams on a CPU: a token's streams stay in the cache between the two looks at them.
+"""Reading streams on a CPU, products and all: a block's streams stay in the cache between the looks at them.
 
 The Sinkhorn iterations of a block of tokens run side by side, and are made again in the backward pass.
 """
@@ -12,7 +12,8 @@ import numpy as np
 
 from levada.ops._numba import array_at, compiled, exp, over_addresses
 
-# What Numba caches of this file does not see changes of that one: after one, save this one as well.
+# What Numba caches of this file does not see changes of those two: after one, save this one as well.
+from levada.ops._tiles import add_product, add_product_transposed, write_dots
 from levada.ops.sinkhorn.loops import TOKENS, normalise, normalise_backward
 
 __all__ = ["over_addresses", "read_at", "read_backward_at"]
@@ -32,9 +33,10 @@ def _fill(found, start, scale, bias, transposed, logits):
 
 @compiled
 def read(
-    state, found, inverse, x, reads, writes, mix, given, scale, bias, mixes, iterations, epsilons, transposed
+    state, found, inverse, x, reads, writes, mix, given, projection, scale, bias,
+    mixes, iterations, epsilons, transposed,
 ):  # fmt: skip
-    """Write what the branch reads and the weights; `found` holds projected features and is divided in place.
+    """Write what the branch reads and the weights, and for the way back projected features and one over the norms.
 
     The branch reads by the weights that are given: those which are written here, or others.
     """
@@ -43,8 +45,10 @@ def read(
     block = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits = np.empty((n, n, TOKENS), state.dtype)
     rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
+    streams = state.reshape(tokens, n * width)
     for start in range(0, tokens, TOKENS):
         end = min(start + TOKENS, tokens)
+        write_dots(found[start:end], streams[start:end], projection)
         for t in range(start, end):
             total = state.dtype.type(0)  # a number times a literal would be a double, too
             for j in range(n):
@@ -79,15 +83,15 @@ def read(
 
 @compiled
 def read_backward(
-    by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found, given, by_given,
-    scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
+    by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, given, by_given,
+    projection, scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
 ):  # fmt: skip
-    """Write gradients by what was projected, and by the state but for the way through the projection.
+    """Write the gradient by the state.
 
     Where the weights that the branch read by were handed on, and not made here, theirs is written, too.
 
     Returns:
-        The gradients by scale and bias, in float64.
+        The gradients by scale and bias, in float64, and by the projection.
     """
     tokens, n, width = state.shape
     one = state.dtype.type(1)  # a literal would make loops of doubles
@@ -99,6 +103,8 @@ def read_backward(
     parts, by_row = np.empty((2 * iterations, n, TOKENS), state.dtype), np.empty((n, TOKENS), state.dtype)
     by_column = np.empty((n, TOKENS), state.dtype)  # one array of three would have no layout that is known
     by_logits, reads = np.empty(len(bias), state.dtype), np.empty(n, state.dtype)
+    by_found, by_projection = np.empty((TOKENS, len(bias)), state.dtype), np.zeros(projection.shape, state.dtype)
+    streams, by_streams = state.reshape(tokens, n * width), by_state.reshape(tokens, n * width)
     for start in range(0, tokens, TOKENS):
         if mixes:
             _fill(found, start, scale, bias, transposed, logits)
@@ -111,7 +117,8 @@ def read_backward(
             normalise_backward(
                 gradient, softmax, kernel, rows, columns, iterations, epsilons[0], parts, by_row, by_column
             )
-        for t in range(start, min(start + TOKENS, tokens)):
+        end = min(start + TOKENS, tokens)
+        for t in range(start, end):
             for i in range(n):
                 sigma = one / (one + exp(-(found[t, i] * scale[0] + bias[i])))
                 g = zero if handed else by_reads[t, i]
@@ -135,7 +142,7 @@ def read_backward(
                 by_bias[k] += by_logits[k]
                 by_scale[kind] += product
                 along += product * scale[kind]
-                by_found[t, k] = by_logits[k] * scale[kind] * inverse[t]
+                by_found[t - start, k] = by_logits[k] * scale[kind] * inverse[t]
             shrink = along * inverse[t] * inverse[t] * share
             for j in range(n):
                 r = reads[j]
@@ -145,7 +152,9 @@ def read_backward(
                 else:
                     for c in range(width):
                         by_state[t, j, c] = r * by_x[t, c] - shrink * state[t, j, c]
-    return by_scale, by_bias
+        add_product(by_streams[start:end], by_found[: end - start], projection)
+        add_product_transposed(by_projection, by_found[: end - start], streams[start:end])
+    return by_scale, by_bias, by_projection
 
 
 @compiled
@@ -160,8 +169,12 @@ def read_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, t
     writes = array_at(addresses[5], first, (tokens, n), one)
     mix = array_at(addresses[6], first, (tokens, n if mixes else 0, n), one)
     given = array_at(addresses[7], first, (tokens, n), one)
-    scale, bias = array_at(addresses[8], 0, (kinds,), one), array_at(addresses[9], 0, (rows,), one)
-    read(state, found, inverse, x, reads, writes, mix, given, scale, bias, mixes, iterations, epsilons, transposed)
+    projection = array_at(addresses[8], 0, (rows, n * width), one)
+    scale, bias = array_at(addresses[9], 0, (kinds,), one), array_at(addresses[10], 0, (rows,), one)
+    read(
+        state, found, inverse, x, reads, writes, mix, given, projection, scale, bias,
+        mixes, iterations, epsilons, transposed,
+    )  # fmt: skip
 
 
 @compiled
@@ -177,10 +190,10 @@ def read_backward_at(addresses, first, end, n, width, one, mixes, iterations, ep
     found = array_at(addresses[6], first, (tokens, rows), one)
     inverse = array_at(addresses[7], first, (tokens,), one)
     by_state = array_at(addresses[8], first, (tokens, n, width), one)
-    by_found = array_at(addresses[9], first, (tokens, rows), one)
-    given, by_given = array_at(addresses[10], first, (tokens, n), one), array_at(addresses[11], first, (tokens, n), one)
+    given, by_given = array_at(addresses[9], first, (tokens, n), one), array_at(addresses[10], first, (tokens, n), one)
+    projection = array_at(addresses[11], 0, (rows, n * width), one)
     scale, bias = array_at(addresses[12], 0, (kinds,), one), array_at(addresses[13], 0, (rows,), one)
     return read_backward(
-        by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, by_found, given, by_given,
-        scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
+        by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, given, by_given,
+        projection, scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
     )  # fmt: skip

@@ -58,10 +58,14 @@ def write_streams(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | Non
     weights = _require_fit("weights", weights, (*leading, n), state)
     full = torch.promote_types(torch.promote_types(weights.dtype, state.dtype), torch.float32)
     if mix is not None:
-        mix = _require_fit("mix", mix, (*leading, n, n), state).to(full)
+        mix = _in_type(_require_fit("mix", mix, (*leading, n, n), state), full)
     out = _require_fit("out", out, (*leading, dim), state)
     flat = state if len(leading) == 1 else state.reshape(-1, n, dim)
-    return differentiable_write(flat, out, weights.to(full), mix, state.shape)
+    return differentiable_write(flat, out, _in_type(weights, full), mix, state.shape)
+
+
+def _in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)  # a call that changes nothing takes a microsecond
 
 
 def _require_fit(name: str, x: Tensor, shape: tuple[int, ...], state: Tensor) -> Tensor:

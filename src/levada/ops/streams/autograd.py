@@ -74,6 +74,8 @@ def _derivative(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
 def _written(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     function = cpu.write if is_direct(state, out, weights, mix) else _WRITE
     new: Tensor = function(state, out, weights, mix)
+    if new.shape == shape:
+        return new
     with torch._C._AutoDispatchBelowADInplaceOrView():  # else it is a view, and FSDP2 warns of what returns views
         return new.view(shape)
 
@@ -96,7 +98,8 @@ class _Write(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        return *_derivative(ctx, cotangent.reshape(ctx.flat)), None
+        flat = cotangent if cotangent.shape == ctx.flat else cotangent.reshape(ctx.flat)
+        return *_derivative(ctx, flat), None
 
     @staticmethod
     def jvp(ctx: Any, *given: Any) -> Tensor:

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._cpu import added, blocks_of, rows_of
+from levada.ops._cpu import blocks_of, rows_of
 from levada.ops._define import empty_like, import_kernels
-from levada.ops._precision import full_precision
-from levada.ops._products import add_product, times_transposed
 from levada.ops.manifold.ahead import reference
-from levada.ops.manifold.cpu import loops_for, options_of
+from levada.ops.manifold.cpu import loops_for, options_of, sums_of
 from levada.ops.manifold.reference import Form
 from levada.ops.streams.cpu import options_of as written_by
 
@@ -35,14 +33,13 @@ def write_and_read(
     new, x = empty_like(state), state.new_empty(tokens, width)
     features, inverse = state.new_empty(tokens, len(projection)), state.new_empty(tokens)
     reads, writes = state.new_empty(tokens, n), state.new_empty(tokens, n)
-    mixes, streams = state.new_empty(tokens, n if form.mixes else 0, n), new.view(tokens, n * width)
-    chosen, own = (n, width, *options_of(state.dtype, form)), (scale.contiguous(), bias.contiguous())
-    with full_precision(state):
-        for part in blocks_of(state):
-            writing.over_addresses(writing.write_at, [*map(part, (*given, new))], *written_by(state, mix))
-            part(features).copy_(times_transposed(part(streams), projection))
-            made = [*map(part, (new, features, inverse, x, reads, writes, mixes, reads))]
-            reading.over_addresses(reading.read_at, [*made, *own], *chosen)
+    mixes = state.new_empty(tokens, n if form.mixes else 0, n)
+    chosen = n, width, *options_of(state.dtype, form)
+    own = [*map(Tensor.contiguous, (projection, scale, bias))]
+    for part in blocks_of(state):
+        writing.over_addresses(writing.write_at, [*map(part, (*given, new))], *written_by(state, mix))
+        made = [*map(part, (new, features, inverse, x, reads, writes, mixes, reads))]
+        reading.over_addresses(reading.read_at, [*made, *own], *chosen)
     return new, x, reads, writes, mixes, features, inverse
 
 
@@ -59,7 +56,7 @@ def write_and_read_backward(
         read = new, projection, scale, bias, features, inverse
         return reference.write_and_read_backward(*by, *written, *read, *options)
     writing, reading = found
-    tokens, n, width = state.shape
+    _, n, width = state.shape
     given = _contiguous(*written)
     by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
     # What was kept, too, may come back in another layout: who saves tensors has the choice.
@@ -67,26 +64,18 @@ def write_and_read_backward(
     came = [new, *(y.contiguous() for y in (by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new))]
     by_state, by_out, by_weights, by_old_mix = (empty_like(y) for y in given)
     # What arrives at the new streams is used up at once, but where it is the gradient by the old ones itself.
-    most = rows_of(state)
-    arrives, by_features = empty_like(state[:most]), empty_like(features[:most])
-    by_projection, sums = torch.zeros_like(projection), []
+    arrives, sums = empty_like(state[: rows_of(state)]), []
     chosen = (n, width, *options_of(state.dtype, form), by_new is not None, False)
-    own = scale.contiguous(), bias.contiguous()
-    streams = new.view(tokens, n * width)
-    with full_precision(state):
-        for part in blocks_of(state):
-            some = [*map(part, (*came, features, inverse))]
-            several = len(some[0])
-            by_written, by_found = part(by_state) if mix is None else arrives[:several], by_features[:several]
-            made = [*some, by_written, by_found, some[2], some[2], *own]  # no weights were handed on
-            sums += reading.over_addresses(reading.read_backward_at, made, *chosen)
-            add_product(by_written.view(several, n * width), by_found, projection)
-            add_product(by_projection, by_found.t(), part(streams))
-            made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]
-            writing.over_addresses(writing.write_backward_at, [by_written, *made], *written_by(state, mix))
-    by_scale, by_bias = (torch.from_numpy(added(one, state.dtype)) for one in zip(*sums, strict=True))
+    own = [*map(Tensor.contiguous, (projection, scale, bias))]
+    for part in blocks_of(state):
+        some = [*map(part, (*came, features, inverse))]
+        by_written = part(by_state) if mix is None else arrives[: len(some[0])]
+        made = [*some, by_written, some[2], some[2], *own]  # no weights were handed on
+        sums += reading.over_addresses(reading.read_backward_at, made, *chosen)
+        made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]
+        writing.over_addresses(writing.write_backward_at, [by_written, *made], *written_by(state, mix))
     by_old_mix = weights.new_empty(0) if mix is None else by_old_mix
-    return by_state, by_out, by_weights, by_old_mix, by_projection, by_scale, by_bias
+    return by_state, by_out, by_weights, by_old_mix, *sums_of(sums, state.dtype)
 
 
 def _loops(form: Form, state: Tensor, *others: Tensor | None) -> tuple[ModuleType, ModuleType] | None:

@@ -1,7 +1,9 @@
-"""An address where a folder of this machine is meant: refused before anything is computed, and no folder is made."""
+"""Places that cannot be written: an address where a folder is meant, a page on a full disk; each told by its name."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,22 @@ def test_data_at_an_address_are_refused() -> None:
         UsageError, match=r"data\.path must name a place on this machine, got the address s3://bucket/a"
     ):
         resolve({"data": {"source": "text", "path": "s3://bucket/a"}})
+
+
+@pytest.mark.parametrize("reason", ["EACCES", "ENOSPC"])
+def test_a_page_that_cannot_be_written_is_told_by_its_own_name(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunWriter.create(tmp_path / "mine", kind="check", name="mine").close()
+    number = getattr(errno, reason)
+
+    def refuse(self: Path, *_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "mine"), "-o", str(page)]) == 2
+    said = capsys.readouterr().err
+    assert f"'{page}'" in said
+    assert ".page.html." not in said
+    assert not page.exists()
