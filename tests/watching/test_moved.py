@@ -80,7 +80,7 @@ def test_an_optimizer_of_two_stages_whose_inner_one_steps_is_told():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", ["accumulation", "closure", "noise", "evaluation"])
+@pytest.mark.parametrize("kind", ["accumulation", "closure", "noise", "evaluation", "bounds"])
 def test_loops_that_only_take_their_time_are_not_told(kind):
     model = make()
     if kind == "closure":
@@ -110,6 +110,11 @@ def test_loops_that_only_take_their_time_are_not_told(kind):
                     torch._foreach_mul_([p.data for p in model.parameters()], 0.999)
                     if i:
                         continue
+                if kind == "bounds":  # weights are written before each pass, as they are
+                    for p in model.parameters():
+                        p.data.clamp_(-10, 10)
+                        with torch.no_grad():
+                            p.clamp_(-10, 10)
                 if kind == "noise":  # weights are moved between micro-batches, which grow in number
                     torch._foreach_mul_([p.data for p in model.parameters()], 0.999)
                     if i == (20, 100, 199)[step]:

@@ -10,6 +10,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
+import levada
+from levada.watching import severed
 from levada.watching.severed import LOOKS, PASSES, Severed
 
 DIM = 4
@@ -62,6 +64,18 @@ def give_another_output(layer):
     layer.register_forward_hook(lambda layer, given, output: given[0] + 0 * output)
 
 
+class Through(torch.autograd.Function):
+    """Gives what it is given, as an exchange between processes does for autograd."""
+
+    @staticmethod
+    def forward(context, values):
+        return 1 * values
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient
+
+
 class Disabled(nn.Linear):
     """A frozen layer with a change to it that is switched off."""
 
@@ -81,6 +95,7 @@ HEALTHY = {
     "a layer that is left out often": (Own(lambda s, x: x), None),
     "a gate that is a number": (Own(lambda s, x: x + 0.0 * (x @ s.weight)), None),
     "a gate that is given": (Own(lambda s, x, g: x + g * (x @ s.weight)), lambda s, x: s(x, torch.zeros(1))),
+    "a gate within an exchange": (Own(lambda s, x: Through.apply(x + 0.0 * (x @ s.weight))), None),
     "a rectifier within that is shut": (Own(lambda s, x: x + torch.relu(x @ s.weight - 1e3)), None),
     "a second input of zero": (nn.Bilinear(DIM, DIM, DIM), lambda s, x: x + s(x, torch.zeros_like(x))),
     "a mask of zeros": (Own(lambda s, x: x + x @ (s.weight * s.mask), mask=torch.zeros(DIM, DIM)), None),
@@ -162,6 +177,7 @@ SEVERED = {
         "sign",
     ),
     "a function of its own": (Own(lambda s, x: x @ Zeros.apply(s.weight)), None, "Zeros"),
+    "a sign before an exchange": (Own(lambda s, x: Through.apply(x @ s.weight.sign())), None, "sign"),
     "matrices of several experts": (
         Own(lambda s, x: torch.einsum("nd,edf->nf", x, s.weight.floor()), (2, DIM, DIM)),
         None,
@@ -229,6 +245,13 @@ def test_nothing_is_waited_for_where_nothing_can_be_looked_at():
     assert not look(rounding(), LOOKS + 1, each=freeze).waits
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_layers_beside_a_compiled_one_are_looked_at_and_those_in_it_are_not():
+    layer = nn.Sequential(nn.Sequential(rounding()), rounding())
+    layer[0].compile(backend="eager")
+    assert look(layer).names == {"1.1.weight": "round"}
+
+
 def test_a_second_watch_looks_too_and_the_weight_is_pickled_without_a_word():
     model = nn.Sequential(rounding(), nn.Linear(DIM, 1))
     optimizer, one, two = torch.optim.SGD(model.parameters(), lr=1e-3), Severed(), Severed()
@@ -244,3 +267,32 @@ def test_a_second_watch_looks_too_and_the_weight_is_pickled_without_a_word():
             two.before_update(model, [optimizer])
             optimizer.step()
     assert one.names == two.names == {"0.weight": "round"}
+
+
+def test_sparse_gradients_that_come_late_are_gradients():
+    model = nn.ModuleList(nn.Embedding(9, DIM, sparse=True) for _ in range(2))
+    optimizer, looking = torch.optim.SGD(model.parameters(), lr=1e-3), Severed()
+    for step in range(3 * LOOKS):
+        optimizer.zero_grad()
+        sum(layer(torch.arange(3)).sum() for layer in model[: 1 + step // (LOOKS + 2)]).backward()
+        looking.before_update(model, [optimizer])
+        optimizer.step()
+        assert bool(looking._weights) == (step < LOOKS + 2)
+    assert not looking.names
+
+
+def test_an_error_of_its_own_takes_its_hooks_off(monkeypatch):
+    model = nn.Sequential(rounding(), nn.Linear(DIM, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    monkeypatch.setattr(severed, "_to_host", lambda sizes: 1 / 0)
+
+    def train():
+        for _ in range(LOOKS + 1):
+            optimizer.zero_grad()
+            model(torch.randn(8, DIM)).sum().backward()
+            optimizer.step()
+
+    with levada.watch(model, optimizer, every=1, max_overhead=1e9):
+        with pytest.warns(UserWarning, match="never gets to raised ZeroDivisionError"):
+            train()
+        assert not model[0].weight._backward_hooks

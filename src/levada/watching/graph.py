@@ -14,8 +14,8 @@ _FLAT: Final = frozenset({"Sign", "Sgn", "Round", "Floor", "Ceil", "Trunc", "Ber
 _MOST: Final = 512  # nodes that are read; a layer whose graph is larger is not judged
 
 
-def lost_in(begin: Iterable[Any], given: Collection[Any], p: Tensor, layer: nn.Module) -> tuple[list[Any], str]:
-    """Return the nodes of a layer's graph that the gradient of a weight gets to, and no further.
+def lost_in(begin: Iterable[Any], given: Collection[Any], p: Tensor, layer: nn.Module) -> list[tuple[Any, str]]:
+    """Return the nodes of a layer's graph that the gradient of a weight may get to, and no further.
 
     Args:
         begin: the nodes of its outputs.
@@ -24,30 +24,30 @@ def lost_in(begin: Iterable[Any], given: Collection[Any], p: Tensor, layer: nn.M
         layer: it.
 
     Returns:
-        Functions with a derivative of zero, or of classes of their own, that each way from there to the weight leads
-        through, and what they are called; or products with a constant of its shape, if no way leads to it; or none.
+        Functions with a derivative of zero, or of classes of their own, and what they are called, if each way from
+        there to the weight leads through one; or products with a constant of its shape, and "", if no way leads to it;
+        or none.
 
     Example:
         >>> import torch
         >>> layer, x = nn.Linear(2, 2), torch.ones(1, 2)
         >>> y = nn.functional.linear(x, layer.weight.sign(), layer.bias)
-        >>> lost_in([y.grad_fn], (), layer.weight, layer)[1]
-        'sign'
+        >>> [name for _, name in lost_in([y.grad_fn], (), layer.weight, layer)]
+        ['sign']
         >>> lost_in([layer(x).grad_fn], (), layer.weight, layer)
-        ([], '')
+        []
     """
     flat, constant = list[Any](), list[Any]()
     for node in _nodes(begin, given, stop=_what):
         if node is None or _is_of(node, p):
-            return [], ""  # too many, or a gradient gets there
+            return []  # too many, or a gradient gets there
         if _what(node):
             flat.append(node)
         elif _multiplies(node, p):
             constant.append(node)
-    through = [node for node in flat if any(one is not None and _is_of(one, p) for one in _nodes([node], given))]
-    if through:
-        return through, " and ".join(sorted({_what(node) for node in through}))
-    return ([], "") if _has_another(layer, p) else (constant, "")
+    named = [(node, _what(node)) for node in _nodes(flat, given) if node is not None and _what(node)]
+    through = [each for each in named if any(one is not None and _is_of(one, p) for one in _nodes(each[:1], given))]
+    return through or ([] if _has_another(layer, p) else [(node, "") for node in constant])
 
 
 def _nodes(begin: Iterable[Any], end: Collection[Any], *, stop: Any = None) -> Iterator[Any]:

@@ -44,8 +44,8 @@ class Moved:
         >>> model = nn.Linear(1, 1)
         >>> moved = Moved(model)
         >>> with warnings.catch_warnings(record=True) as told:
-        ...     for _ in range(48):
-        ...         _ = nn.init.ones_(model.weight)
+        ...     for i in range(48):
+        ...         _ = nn.init.constant_(model.weight, i)
         ...         moved.learned()
         >>> moved.why
         'no step was heard so far, while the weights changed behind 16 backward passes: ...'
@@ -58,7 +58,7 @@ class Moved:
         self._step: int | None = None  # of the last update
         self._passes = self._moves = 0  # backward passes since then, and those behind which the weights had moved
         self._most = 1  # passes that an update took, at most
-        self._last: list[tuple[int, int, list[float]]] = []
+        self._last: list[tuple[int, list[float] | int]] = []
 
     def begins(self) -> None:
         """Hear that an optimizer is about to step, and may call passes."""
@@ -98,13 +98,16 @@ class Moved:
         if not self.why:
             self._most = max(self._most, self._passes)
 
-    def _now(self) -> list[tuple[int, int, list[float]]]:
+    def _now(self) -> list[tuple[int, list[float] | int]]:
         model = self._model()
         those = [] if model is None else [p for p in listed(original(model)) if p.requires_grad]
         those = those[:: max(1, len(those) // _MOST)][:_MOST]
-        return [(id(p), p._version, _numbers(p)) for p in those]
+        return [(id(p), _state(p)) for p in those]
 
 
-def _numbers(p: Tensor) -> list[float]:
-    """Return some numbers of a parameter: what is written by way of `p.data` is not counted as a version."""
-    return some_of(p.detach()).nan_to_num().tolist() if p.device.type == "cpu" else []
+def _state(p: Tensor) -> list[float] | int:
+    """Return some numbers of a parameter, as it may be written as it was; where they would be waited for, its version.
+
+    What is written by way of `p.data` is not counted as a version.
+    """
+    return some_of(p.detach()).nan_to_num().tolist() if p.device.type == "cpu" else p._version

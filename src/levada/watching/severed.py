@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, final
 
 import torch
@@ -51,13 +52,14 @@ class _Weight:
     looks: int = 0  # times that its layer had hooks
     shown: int = 0  # updates of the last look on which it should have had one
     calls: int = 0  # of its layer since the last update
-    made: Tensor | None = None  # the largest gradient of what is made of it since then
+    # The largest gradient of what is made of it since then, by the function that it is lost in.
+    made: dict[str, Tensor] = field(default_factory=dict)
     got: Tensor | None = None  # and the largest that autograd brought it
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def begin(self) -> None:
         """Forget what the passes since the last update have shown."""
-        self.calls, self.made, self.got = 0, None, None
+        self.calls, self.made, self.got = 0, {}, None
 
 
 @final
@@ -147,7 +149,7 @@ class Severed:
             p = weight.held()
             if p is not None and p.grad is not None and p.grad.numel():
                 gradients, at = groups.setdefault((p.grad.device, p.grad.dtype), ([], []))
-                gradients.append(plain(p.grad))
+                gradients.append(_numbers(p.grad))
                 at.append(i)
         sums, rows = sums_of_sizes(groups)
         self._sent = OnItsWay(sums), rows, len(self._weights)
@@ -178,14 +180,16 @@ class Severed:
         self.names = names
 
     def _attach(self, model: nn.Module, optimizers: Sequence[Any]) -> None:
-        if find_regions(model)[0] or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return
+        _, inside, whole = find_regions(model)
+        compiled = whole | inside.keys()
         moved = _held(group for each in optimizers for group in each.param_groups if not rests(group))
         those = [weight for weight in self._weights if weight.shown < PASSES and id(weight.held()) in moved]
         for weight in sorted(those, key=lambda weight: weight.looks)[:_MOST]:  # the others have their turn later
             layer, p = weight.layer(), weight.held()
-            if layer is not None and p is not None and p.requires_grad:
-                weight.shown, weight.looks = 0, weight.looks + 1
+            weight.shown, weight.looks = 0, weight.looks + 1
+            if layer is not None and p is not None and p.requires_grad and id(layer) not in compiled:
                 weight.begin()
                 weight.handles = _Look(weight).on(layer, p)
                 self._left = _TRIES
@@ -195,11 +199,13 @@ class Severed:
         self._left -= 1
         learned = []
         looked = [weight for weight in self._weights if weight.handles]
-        sizes = _to_host([size for weight in looked for size in (weight.made, weight.got)])
-        for weight, made, got in zip(looked, sizes[::2], sizes[1::2], strict=True):
+        sizes = iter(_to_host([size for weight in looked for size in (weight.got, *weight.made.values())]))
+        for weight in looked:
+            got, lost = next(sizes), [name for name in weight.made if next(sizes) > 0]
             weight.begin()
             p = weight.held()
-            weight.shown += made > 0 and got == 0
+            if lost and got == 0:
+                weight.shown, weight.through = weight.shown + 1, " and ".join(sorted(lost))
             if p is None or got != 0 or (weight.shown >= PASSES and not _only_decays(weight.numbers, p)):
                 learned.append(weight)
             elif weight.shown >= PASSES or self._left <= 0:
@@ -233,28 +239,33 @@ class _Look:
             weight.calls += 1
             given = {one.grad_fn for one in tensors((args, kwargs))}
             begin = [one.grad_fn for one in tensors(output) if one.requires_grad]
-            nodes, through = lost_in(begin, given, p, layer)
-            weight.through = through or weight.through
-            for node in nodes:
-                node.register_hook(lambda _, gradients: self._came(gradients))
+            for node, name in lost_in(begin, given, p, layer):
+                node.register_hook(partial(self._came, name))
 
-    def _came(self, gradients: Sequence[Tensor | None]) -> None:
+    def _came(self, name: str, on: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> None:
+        """Take what comes to a node, if nothing of it goes on to what a function was given."""
         with suppress(Exception):
-            for gradient in gradients:
-                if gradient is not None and gradient.numel():
-                    self._weight.made = _larger(self._weight.made, gradient)
+            come, gone = _largest(gradients), _largest(on) if name else None
+            if come is not None:
+                lost = come if gone is None else torch.where(gone == 0, come, 0.0)
+                known = self._weight.made.get(name)
+                self._weight.made[name] = lost if known is None else torch.maximum(known, lost)
 
     def _arrived(self, gradient: Tensor) -> None:
         with suppress(Exception):
-            self._weight.got = _larger(self._weight.got, gradient)
+            self._weight.got = _largest([self._weight.got, gradient])
 
 
-def _larger(known: Tensor | None, gradient: Tensor) -> Tensor:
-    """Return the largest size so far."""
-    values = gradient.detach()
-    values = values.coalesce().values() if values.layout is torch.sparse_coo else values
-    size = torch.linalg.vector_norm(values, math.inf).float()
-    return size if known is None else torch.maximum(known, size)
+def _numbers(gradient: Tensor) -> Tensor:
+    value = plain(gradient.detach())
+    return value._values() if value.layout is torch.sparse_coo else value
+
+
+def _largest(gradients: Iterable[Tensor | None]) -> Tensor | None:
+    """Return the largest size of all; None if there are none."""
+    there = [_numbers(one) for one in gradients if one is not None and one.numel()]
+    sizes = [torch.linalg.vector_norm(one, math.inf).float() for one in there]
+    return torch.stack(sizes).amax() if sizes else None
 
 
 def _to_host(sizes: Sequence[Tensor | None]) -> list[float]:

@@ -85,7 +85,7 @@ def _severed(view: View) -> Iterable[Finding]:
     named = ", ".join(names[:3]) + (f" and {number - 3} more" if number > 3 else "")
     which, them, layers = ("weight", "it", "its layer") if number == 1 else ("weights", "them", "their layers")
     through = sorted(set(filter(None, view.severed.values())))
-    functions = [f"{' and '.join(through)}, with a derivative of zero"] if through else []
+    functions = [f"{' and '.join(through)}, of which the gradient is zero"] if through else []
     if not all(view.severed.values()):
         functions.append("a function that autograd does not follow, as a comparison, argmax, detach() or .data")
     yield Finding(
