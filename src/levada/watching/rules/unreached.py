@@ -89,8 +89,8 @@ def _severed(view: View) -> Iterable[Finding]:
         severity="warn",
         status="fired",
         claim=(
-            f"The {which} {named} never had a gradient other than zero, though {layers} got inputs and gradients of "
-            f"which one is made. Between {'it' if number == 1 else 'them'} and {layers} lies something with a "
+            f"The {which} {named} never had a gradient other than zero, though inputs and gradients reached {layers}. "
+            f"Between {'it' if number == 1 else 'them'} and {layers} lies something with a "
             "derivative of zero, as sign, round or a comparison, or a detach(): a straight-through gradient is missing."
         ),
         where={"first": there[0], "last": there[-1]},
