@@ -204,7 +204,9 @@ def print_row(row: Row) -> None:
     """Print one line of the table."""
     low, middle, high = row.ratio["q1"], row.ratio["median"], row.ratio["q3"]
     target = "" if row.target is None else f"{row.target:g} {'met' if row.met else 'MISSED'}"
-    more = ", ".join(f"{key} {value}" for key, value in row.extra.items())
+    more = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.extra.items()
+    )
     print(f"{row.case:<50} {middle:7.3f}  [{low:.3f}, {high:.3f}]  {target:<12} {more}", flush=True)
 
 

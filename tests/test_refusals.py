@@ -30,6 +30,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_bundle(Path("run"), Bundle(7, "loss_spike", "why", values={"args": (torch.ones(2),)}, facts={"model": "Net"}))
     Path("empty").mkdir()
     Path("net.py").write_text("from torch import nn\n\ndef build():\n    return nn.Linear(2, 2)\n")
+    Path("built.py").write_text("from torch import nn, relu\n\nnet = nn.Linear(2, 2)\n")
+    Path("parses.py").write_text("raise SystemExit(2)\n")
     Path("train.toml").write_text("[run]\nsteps = 1\nfolder = 'new'\n")
     return tmp_path
 
@@ -55,6 +57,8 @@ def answer(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
         ("study R15 --set recurrent=gru --scale smoke", "must be one of GRU, LSTM, got 'gru'. Did you mean 'GRU'?"),
         ("check net.py:Build", "net.py has no name 'Build'. Did you mean 'build'?"),
         ("check net.py:zz", "net.py has no name 'zz'. It defines build."),
+        ("check built.py:zz", "built.py has no name 'zz'. It defines net."),  # a model, and not what it is of
+        ("check parses.py:net", "raised SystemExit: 2; put what it runs as a script behind if __name__ == '__main__'."),
         ("check net.py:build --loss MSE", "got 'MSE'. Did you mean 'mse'?"),
         ("train train.toml --set run.FOLDER=x", "run.FOLDER is not a key; did you mean run.folder?"),
         ("train train.toml --set model.options.activation=relu", "'relu' is not known; did you mean 'ReLU'?"),

@@ -53,10 +53,14 @@ def _names(found: Any) -> dict[str, Any]:
 
 
 def _own(found: Any) -> str:
-    """Say which functions and classes a module or class defines itself; what it imports is not meant."""
+    """Say which functions, classes and models a module or class defines itself; what it imports is not meant."""
     here = getattr(found, "__name__", "") if isinstance(found, ModuleType) else getattr(found, "__module__", "")
     public = {name: one for name, one in _names(found).items() if callable(one) and not name.startswith("_")}
-    own = [name for name, one in public.items() if getattr(one, "__module__", None) == here]
+    own = [
+        name
+        for name, one in public.items()
+        if getattr(one, "__module__", None) == here or not hasattr(one, "__name__")  # a model that was built there
+    ]
     if not own:
         return " Check the spelling."
     more = f" and {len(own) - _TOLD} more" if len(own) > _TOLD else ""
@@ -230,4 +234,10 @@ def _put_on_path(folder: Path) -> None:
 
 def _told(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text.rstrip('.')}" if text else type(error).__name__
+    told = f"{type(error).__name__}: {text.rstrip('.')}" if text else type(error).__name__
+    # A script runs whole when it is imported, and its parser then sees the words that levada was given.
+    return (
+        f"{told}; put what it runs as a script behind if __name__ == '__main__'"
+        if isinstance(error, SystemExit)
+        else told
+    )

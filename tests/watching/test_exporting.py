@@ -401,7 +401,7 @@ def test_a_run_that_never_made_a_step_is_exported_with_its_finding(tmp_path):
 
 def test_what_cannot_be_meant(tmp_path):
     RunWriter.create(tmp_path / "check", kind="check", name="no signals").close()
-    with pytest.raises(UsageError, match="keeps no signals"):
+    with pytest.raises(UsageError, match=r"keeps no signals\. Its page: levada report "):
         export(tmp_path / "check", "tensorboard", tmp_path)
     for number in ("2", "10"):
         RunWriter.create(tmp_path / "check" / "watch" / number, kind="watch", name=number).close()

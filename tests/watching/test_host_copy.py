@@ -45,7 +45,7 @@ def test_a_sampled_step_makes_one_copy_and_any_other_step_none(copies: list[Tens
                 model(torch.ones(4, 8, device="meta")).square().mean().backward()
                 before = len(copies)
                 optimizer.step()
-                assert len(copies) - before == (step % 3 == 1) + (step == 0), "the step after it finds the numbers arrived"
+                assert len(copies) - before == (step % 3 == 1) + (step == 0), "numbers arrive on the next step"
     assert [sample.step for sample in watch.samples] == [0, 3, 6, 9]
     assert all(values.is_meta for values in copies), "all of it was on the device until then"
     assert len(copies) == len(watch.samples) + 1

@@ -539,9 +539,10 @@ def test_the_summary_says_what_was_found_and_where_the_record_is() -> None:
     watch.samples = [make_sample(step) for step in (0, 10, 20, 39)]
     why = {"lost_update": "8 more samples are needed", "dead_units": "there are no zeros"}
     watch.standing = Standing((), ("loss_spike",), why, frozenset({"lost_update"}), 20, 40)
-    assert text()[1:3] == [
+    assert text()[1:4] == [
         "  ? not judged: nothing found, 1 of 3 rules judged it, up to step 20 of 40; not",
-        "    lost_update: 8 more samples are needed; dead_units: there are no zeros",
+        "    judged: lost_update: 8 more samples are needed; dead_units: there are no",
+        "    zeros",
     ]
     watch.standing = Standing(
         (), ("loss_spike", "lost_update"), {"dead_units": "there are no zeros"}, sampled=39, steps=40

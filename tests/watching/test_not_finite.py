@@ -10,6 +10,7 @@ from torch import nn
 import levada
 from levada._errors import UsageError
 from levada.cli import main
+from levada.report.words import headline
 from levada.watching.bundle import Bundle
 from levada.watching.given import unfit_inputs
 from levada.watching.replay import replay
@@ -527,3 +528,29 @@ def test_a_parameter_that_an_update_broke_is_told_with_that_step():
     (finding,) = (f for f in watch.findings if f.rule == "numerical_overflow")
     wrote = f"the loss of step {BAD} was finite, so that its update wrote it, or what came after that"
     assert f"the parameter 0.weight holds NaN; {wrote}" in finding.claim
+
+
+class Rooted(nn.Module):
+    """A model that takes a root of what its last block returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return (x - x.max().detach() - 1.0).sqrt()
+
+
+def test_what_the_model_computes_behind_its_last_block_is_not_ruled_out():
+    torch.manual_seed(0)
+    model = Rooted()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with levada.watch(model, optimizer, every=1, max_overhead=1.0) as watch:
+        squares(model(torch.randn(8, 4)), torch.zeros(8, 4)).backward()
+        optimizer.step()
+    (finding,) = watch.findings
+    assert "it arises behind the last one, in the model or in the loss, or comes with the targets" in finding.claim
+    report = levada.check(Rooted(), (torch.randn(8, 4), torch.zeros(8, 4)), loss="mse")
+    assert headline(report.to_dict()) == "The signal becomes NaN or Inf behind blocks.2"  # which is finite

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 import levada
+from levada.report.words import phrase
 from levada.watching.severed import Severed
 
 
@@ -83,6 +85,7 @@ def test_weights_behind_a_function_without_a_derivative_are_one_warning_that_nam
     assert found.evidence["parameters"] == ["1.weight", "3.weight", "5.weight"]
     assert found.where == {"first": "1", "last": "5"}
     assert "The weights 1.weight, 3.weight, 5.weight never had a gradient other than zero" in found.claim
+    assert phrase(asdict(found)) == "Some weights get no gradient in modules 1 to 5"  # the modules get theirs
     assert [f for f in watch.findings if f.rule == "frozen_layers"] == [found]
     assert watch.report().verdict == "warn"
 

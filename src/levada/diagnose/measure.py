@@ -349,7 +349,7 @@ def _told(
 ) -> list[str]:
     first, count = batches
     measured = int((~trace["signal_rms"].isnan()).any(1).sum())
-    of = f"{measured} of {count} batches" if measured < count else f"{count} batches"
+    of = f"{measured} of {count} batches" if measured < count else f"{count} batch{'es' if count > 1 else ''}"
     notes = [f"{len(logs)} of {COTANGENTS} random cotangents and {of} were measured."]
     if first.inferred:
         notes.append(f"The inputs were inferred: {first.inferred}.")

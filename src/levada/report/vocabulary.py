@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["EVIDENCE", "GROUPS", "LOOKS", "OF_TENSOR", "OF_WATCH", "PHRASES", "REASONS"]
+__all__ = ["EVIDENCE", "GROUPS", "LOOKS", "OF_TENSOR", "OF_WATCH", "OF_WEIGHTS", "PHRASES", "REASONS"]
 
 # What happened, and the words that lead to the place.
 PHRASES: Final[Mapping[str, tuple[str, str]]] = {
@@ -55,6 +55,9 @@ OF_TENSOR: Final[Mapping[str, tuple[str, str]]] = {
     "signal": ("The signal becomes NaN or Inf", "at"),
     "gradient": ("The gradient becomes NaN or Inf", "at"),
 }
+
+# The same of weights that get no gradient though their layers do.
+OF_WEIGHTS: Final = ("Some weights get no gradient", "in")
 
 # What the keys of evidence mean, and the unit: a share is written in per cent.
 EVIDENCE: Final[Mapping[str, tuple[str, str]]] = {
@@ -158,6 +161,7 @@ OF_WATCH: Final[Mapping[str, tuple[str, str]]] = {
     "first_update_ratio": ("first of these blocks, optimizer's step / weights", ""),
     "law": ("what one factor for all blocks explains of the change", "%"),
     "samples": ("samples in a row on which it held", ""),
+    "held": ("times in a row that it was seen before it was told", ""),
     "decades_by_sample": ("on each of the last samples, in all", "orders of magnitude"),
     "decades_by_block": ("block by block", "orders of magnitude"),
     "octaves_below_baseline": ("below the run's own baseline", "octaves"),

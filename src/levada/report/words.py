@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from levada._names import CALLED
 from levada._numbers import NONFINITE
-from levada.report.vocabulary import EVIDENCE, GROUPS, LOOKS, OF_RULE, OF_TENSOR, OF_WATCH, PHRASES, REASONS
+from levada.report.vocabulary import EVIDENCE, GROUPS, LOOKS, OF_RULE, OF_TENSOR, OF_WATCH, OF_WEIGHTS, PHRASES, REASONS
 
 __all__ = [
     "COTANGENT",
@@ -218,15 +218,22 @@ def phrase(finding: Mapping[str, Any]) -> str:
     Example:
         >>> phrase({"rule": "numerical_overflow", "where": {"first": "layers.2"}, "evidence": {"tensor": "signal"}})
         'The signal becomes NaN or Inf at layers.2'
+        >>> phrase({"rule": "frozen_layers", "where": {"first": "body.1"}, "evidence": {"parameters": ["body.1.w"]}})
+        'Some weights get no gradient in body.1'
     """
     rule = str(finding.get("rule", "finding"))
+    evidence = finding.get("evidence")
+    evidence = evidence if isinstance(evidence, Mapping) else {}
+    where = finding.get("where")
     what, link = PHRASES.get(rule, (human(rule).capitalize(), "at"))
     if rule == "numerical_overflow":
-        evidence = finding.get("evidence")
-        tensor = evidence.get("tensor") if isinstance(evidence, Mapping) else None
-        what, link = OF_TENSOR.get(str(tensor), (what, link))
-    where = place(finding.get("where")) if link else ""
-    return f"{what} {link} {where}" if where else what
+        what, link = OF_TENSOR.get(str(evidence.get("tensor")), (what, link))
+        if evidence.get("behind") and evidence["behind"] == (where or {}).get("first"):
+            link = "behind"  # what it returns is finite
+    elif rule == "frozen_layers" and "parameters" in evidence:
+        what, link = OF_WEIGHTS
+    named = place(where) if link else ""
+    return f"{what} {link} {named}" if named else what
 
 
 def trust(remedy: Mapping[str, Any]) -> str:

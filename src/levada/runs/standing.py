@@ -123,6 +123,8 @@ class Standing:
             >>> why = {"lost_update": "3 samples in a row are needed, and 1 is there"}
             >>> Standing((), ("loss_spike",), why, frozenset(why), 0, 1, why, {"samples": 2}).counted
             '1 of 2 rules judged it; 2 more sampled steps are needed'
+            >>> Standing((), (), {"loss_spike": "no step was heard"}, sampled=20, steps=400).counted
+            '0 of 1 rules judged it'
             >>> Standing().counted
             'which rules judged it is not known'
         """
@@ -133,7 +135,7 @@ class Standing:
         if not rules:
             return "which rules judged it is not known"
         rest = "".join(f"; {text}" for text in (self.beyond, self.wanted) if text)
-        return f"{len(self.judged)} of {rules} rules judged it{until}{rest}"
+        return f"{len(self.judged)} of {rules} rules judged it{until if self.judged else ''}{rest}"
 
     @property
     def beyond(self) -> str:

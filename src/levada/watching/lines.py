@@ -77,7 +77,7 @@ def _verdict(standing: Standing, width: int, most: int, fine: bool) -> list[Line
     healthy = standing.verdict == "healthy"
     sign, style = (("✓" if fine else "ok"), "green") if healthy else ("?", "yellow")
     text = f"{standing.called}: {'no alarm' if standing.severities else 'nothing found'}, {standing.basis}"
-    text += "" if healthy or not standing.reasons else f"; not {standing.reasons}"
+    text += "" if healthy or not standing.reasons else f"; not judged: {standing.reasons}"
     texts = textwrap.wrap(text, max(width - len(sign) - 1, 20), max_lines=most, placeholder=" …" if fine else " ...")
     return [[(f"{sign} " if i == 0 else " " * (len(sign) + 1), style), (one, "dim")] for i, one in enumerate(texts)]
 

@@ -257,7 +257,10 @@ class Nonfinite:
         if broken and not lost:
             words = f"{len(broken)} weights hold NaN or Inf since an update; signals and gradients were finite"
             return _Place("weight", "", words)
-        words = "every block's output is finite, so that it arises in the loss, or comes with the targets"
+        words = (
+            "every block's output is finite, so that it arises behind the last one, in the model or in the loss, or "
+            "comes with the targets"
+        )
         return _Place("loss", names[-1], words)
 
     def _finding(

@@ -158,10 +158,10 @@ def _clock(run: Run) -> tuple[Sequence[int], Sequence[float]]:
 
 
 def _watched(run: Run) -> str:
-    """Point from a training to its newest watched run inside."""
+    """Point from a training to its newest watched run inside, and from another run to its page."""
     inside = [path.parent for path in run.path.glob(f"watch/*/{MANIFEST}") if path.parent.name.isdecimal()]
     newest = max(inside, key=lambda path: int(path.name), default=None)
-    return "" if newest is None else f" It was watched, though: export {newest}."
+    return f" Its page: levada report {run.path}" if newest is None else f" It was watched, though: export {newest}."
 
 
 def _findings(run: Run, last: int) -> dict[int, list[tuple[str, str]]]:
