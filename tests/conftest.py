@@ -18,7 +18,7 @@ def no_warning_is_missed(monkeypatch):
     def missed(sentence):
         raise AssertionError(sentence)
 
-    monkeypatch.setattr("levada.watching.telling._instead", missed)
+    monkeypatch.setattr("levada.watching.loop.telling._instead", missed)
 
 
 @pytest.fixture(scope="session")

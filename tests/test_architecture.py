@@ -39,6 +39,8 @@ LAYERS = [
 ]
 # cli, commands, parsing and targets are one layer in four files.
 TOGETHER = [{"cli", "commands", "parsing", "targets"}, {"conversion", "connections"}]
+# Inside of the largest package it is the same; what no package holds (watch.py, engine.py, ...) is above or between.
+WATCHING = ["show", "record", "rerun", "verdict", "steps", "measure", "loop"]
 # `Report.to_html` is promised on an object that diagnose makes: the one import that looks up, inside the method.
 LOOKS_UP = {("diagnose", "report")}
 
@@ -78,6 +80,29 @@ def test_imports_run_downward(path):
             continue
         assert layer(name) > layer(here), f"{here} may not import {name}"
     assert "<relative>" not in imported(path)
+
+
+def imported_to_run(path: Path) -> list[str]:
+    """What a module imports, but for what only types need."""
+    tree = ast.parse(path.read_text())
+    typed = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    beside = {inner for node in typed for inner in ast.walk(node)}
+    return [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n not in beside]
+
+
+@pytest.mark.parametrize("name", WATCHING)
+def test_imports_inside_of_watching_run_downward(name):
+    above = {f"levada.watching.{other}" for other in [*WATCHING[: WATCHING.index(name)], "watch", "engine", "script"]}
+    files = list((SOURCE / "watching" / name).rglob("*.py"))
+    assert len(files) > 1
+    for path in files:
+        for module in imported_to_run(path):
+            assert ".".join(module.split(".")[:3]) not in above, f"{path.name} may not import {module}"
+
+
+def test_every_module_of_watching_has_its_layer():
+    packages = {path.name for path in (SOURCE / "watching").iterdir() if (path / "__init__.py").exists()}
+    assert packages == set(WATCHING)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))

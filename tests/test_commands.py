@@ -22,7 +22,7 @@ from levada.commands import COMMANDS
 from levada.commands.output import write
 from levada.runs import RunWriter
 from levada.training import resolve, train
-from levada.watching.bundle import Bundle, write_bundle
+from levada.watching.verdict.bundle import Bundle, write_bundle
 
 LIBRARY = str(Path(levada.__file__).parent)
 NETS = """

@@ -16,7 +16,7 @@ from levada._errors import UsageError
 from levada.cli import main
 from levada.commands import COMMANDS
 from levada.runs import Run, RunWriter
-from levada.watching.bundle import Bundle, write_bundle
+from levada.watching.verdict.bundle import Bundle, write_bundle
 
 KEPT = "step-000007-loss_spike"
 

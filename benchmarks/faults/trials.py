@@ -176,8 +176,8 @@ import torch
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.runs.standing import Standing
-from levada.watching.recording import Recording
-from levada.watching.sample import WATCHED, Sample
+from levada.watching.record.recording import Recording
+from levada.watching.measure.sample import WATCHED, Sample
 if sys.argv[3:]:
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

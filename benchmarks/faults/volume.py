@@ -15,8 +15,8 @@ from levada.probe.trace import Site
 from levada.runs import Run, SignalWriter
 from levada.runs.codes import codes_from, decoded
 from levada.runs.standing import Standing
-from levada.watching.recording import Recording, codes_of, to_bytes
-from levada.watching.sample import WATCHED, Sample
+from levada.watching.measure.sample import WATCHED, Sample
+from levada.watching.record.recording import Recording, codes_of, to_bytes
 
 __all__ = ["real_record", "volume"]
 

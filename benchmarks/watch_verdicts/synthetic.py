@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from levada.probe.trace import Site
 from levada.watching import Sample
-from levada.watching.judge import Judge
+from levada.watching.verdict.judge import Judge
 
 __all__ = ["Synthetic"]
 

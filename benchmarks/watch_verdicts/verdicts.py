@@ -12,8 +12,8 @@ import torch
 from benchmarks.measure import commit
 from benchmarks.watch_verdicts.trainings import FAULTS, HEALTHY, Training, train
 from levada.diagnose import Finding
-from levada.watching.judge import Judge
-from levada.watching.judged import standing_of
+from levada.watching.verdict.judge import Judge
+from levada.watching.verdict.judged import standing_of
 from levada.watching.watch import watch
 
 __all__ = ["judged", "rows"]

@@ -102,7 +102,7 @@ def assert_recorded(folder, watch):
 
 def unwatched(model):
     """Whether nothing of a watch is left."""
-    from levada.watching import losses
+    from levada.watching.loop import losses
 
     hooks = [m for m in model.modules() if m._forward_hooks or m._backward_hooks]
     return not losses._watchers and not hooks and not hasattr(torch.autograd.backward, "__wrapped__")

@@ -16,7 +16,7 @@ from levada.report.script import ABSENT, page_script
 from levada.runs import Run, RunWriter, SignalWriter, reseal
 from levada.runs.codes import encode
 from levada.runs.lock import NAME
-from levada.watching.bundle import Bundle, write_bundle
+from levada.watching.verdict.bundle import Bundle, write_bundle
 
 SITES = [{"name": f"layers.{i}", "order": i} for i in range(3)]
 KEPT = "step-000040-numerical_overflow"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
-from levada.watching.bundle import Bundle, write_bundle
+from levada.watching.verdict.bundle import Bundle, write_bundle
 
 NAMES = ("signal_rms", "gradient_rms", "update_ratio", "nonfinite", "gradient_nonfinite")
 

@@ -15,9 +15,9 @@ from levada.probe.trace import Site
 from levada.runs import Run, doctor
 from levada.runs.absent import absent
 from levada.runs.standing import Standing
-from levada.watching.bundle import Bundle, write_bundle
-from levada.watching.recording import Recording
-from levada.watching.sample import WATCHED, Sample
+from levada.watching.measure.sample import WATCHED, Sample
+from levada.watching.record.recording import Recording
+from levada.watching.verdict.bundle import Bundle, write_bundle
 
 SITES = tuple(Site(f"layers.{i}", i, "Linear", (4, 8), (f"layers.{i}.weight",)) for i in range(2))
 KEPT = "step-000040-loss_spike"

@@ -13,7 +13,7 @@ from benchmarks.faults import small
 from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
 from levada.runs.segments import Place, places
 from levada.runs.tail import read_tail
-from levada.watching.bundle import Bundle, write_bundle
+from levada.watching.verdict.bundle import Bundle, write_bundle
 
 
 @pytest.fixture

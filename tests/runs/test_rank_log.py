@@ -14,7 +14,7 @@ from levada.runs import Run, RunWriter, doctor, reseal
 from levada.runs.folders import rank_folder
 from levada.runs.rank_log import RANK_LOG, RankLog
 from levada.runs.standing import Standing
-from levada.watching.recording import Recording
+from levada.watching.record.recording import Recording
 
 
 def begun(folder: Path) -> RankLog:

@@ -27,7 +27,7 @@ from levada.training.engine import WholeNetwork
 from levada.training.processes import Processes, launch
 from levada.training.record import Progress, Record, begin
 from levada.training.stopping import NotFiniteError, stop
-from levada.watching.bundle import read_bundle, write_bundle
+from levada.watching.verdict.bundle import read_bundle, write_bundle
 from levada.watching.watch import Watch
 
 SMALL = {

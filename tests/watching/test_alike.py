@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 import levada
-from levada.watching.alike import ALIKE, Alike, Rows
-from levada.watching.judged import standing_of
-from levada.watching.sample import Sample
+from levada.watching.measure.sample import Sample
+from levada.watching.steps.alike import ALIKE, Alike, Rows
+from levada.watching.verdict.judged import standing_of
 
 ROW = torch.linspace(-1, 1, 12)
 SAME, DIFFER = ROW.expand(4, 12), torch.arange(48.0).view(4, 12)
@@ -128,7 +128,7 @@ def test_targets_among_the_arguments_are_no_inputs():
 
 
 def test_many_rows_are_compared_to_the_last(monkeypatch):
-    monkeypatch.setattr("levada.watching.alike._AT_ONCE", 25)
+    monkeypatch.setattr("levada.watching.steps.alike._AT_ONCE", 25)
     many = ROW.repeat(100, 1)
     assert told(many, targets=100) == 100
     many[57, 3] = 9

@@ -7,8 +7,8 @@ import torch
 from tests.watching.by_hand import data, loss_of, make, sgd, train
 
 import levada
-from levada.watching.asleep import Asleep
-from levada.watching.overhead import Cadence
+from levada.watching.loop.overhead import Cadence
+from levada.watching.steps.asleep import Asleep
 
 
 def paused(monkeypatch, *, parts=1, steps=100, several=False):
@@ -72,7 +72,7 @@ def test_what_is_left_once_all_is_paid_for_holds_it_too():
 
 def test_hooks_are_called_once_for_each_of_the_first_pauses_and_then_seldom(monkeypatch):
     ticks = iter([0.0, 1.0, 3.5, 6.0])  # without hooks 1, with them 2.5, and those of an optimizer 2.5
-    monkeypatch.setattr("levada.watching.asleep.time", SimpleNamespace(perf_counter=ticks.__next__))
+    monkeypatch.setattr("levada.watching.steps.asleep.time", SimpleNamespace(perf_counter=ticks.__next__))
     calls = []
 
     def hook(*_):

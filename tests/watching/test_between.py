@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import levada
-from levada.watching.overhead import Cadence
-from levada.watching.rise import Rates
+from levada.watching.loop.overhead import Cadence
+from levada.watching.verdict.rise import Rates
 
 
 def follow(cadence, steps, *, ask=(), content=(), distance=None, seconds=1.0, own=0.5):

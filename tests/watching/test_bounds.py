@@ -13,11 +13,11 @@ from torch import nn
 
 from levada.diagnose.finding import Finding
 from levada.diagnose.trainable import GRADIENT_SCALES
-from levada.watching.bundle import Bundle
-from levada.watching.kept_losses import MOST, KeptLosses
-from levada.watching.overshot import Before, blamed
-from levada.watching.retried import NAME, Retried, retried
-from levada.watching.rules.depth import BEYOND
+from levada.watching.record.kept_losses import MOST, KeptLosses
+from levada.watching.rerun.retried import NAME, Retried, retried
+from levada.watching.verdict.bundle import Bundle
+from levada.watching.verdict.overshot import Before, blamed
+from levada.watching.verdict.rules.depth import BEYOND
 
 KEPT = Bundle(3, NAME, "why", finding={"rule": NAME})
 

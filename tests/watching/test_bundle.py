@@ -14,9 +14,9 @@ from levada._errors import UsageError
 from levada.cli import main
 from levada.runs import bundles
 from levada.runs.bundles import checksum_of
-from levada.watching.bundle import Bundle, read_bundle, write_bundle
-from levada.watching.keeper import Keeper
-from levada.watching.lines import summary
+from levada.watching.show.lines import summary
+from levada.watching.verdict.bundle import Bundle, read_bundle, write_bundle
+from levada.watching.verdict.keeper import Keeper
 from levada.watching.watch import watch
 
 
@@ -150,7 +150,7 @@ def test_a_full_disk_ends_keeping_and_not_training(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("levada.watching.bundle.torch.save", full)
+    monkeypatch.setattr("levada.watching.verdict.bundle.torch.save", full)
     with pytest.warns(UserWarning, match="the bundle of step 33 could not be written"):
         judge, _, _ = train(tmp_path, spoil=at(33, math.nan))
     assert judge.keeper.folders == []
@@ -292,7 +292,7 @@ def test_a_loss_on_an_accelerator_is_read_when_it_has_come_and_the_bundle_says_s
         waiting.append(step)
         return torch.tensor(losses.get(step, 1.0)), lambda: len(waiting) > step + 2  # two steps later
 
-    monkeypatch.setattr("levada.watching.keeper._send", send)
+    monkeypatch.setattr("levada.watching.verdict.keeper._send", send)
     model = nn.Linear(2, 2)
     source = SimpleNamespace(model=model, optimizers=(), last_pass=None)
     keeper = Keeper(source, tmp_path)

@@ -12,8 +12,8 @@ from levada._errors import MeasurementError, UsageError
 from levada.cli import main
 from levada.runs import doctor
 from levada.runs.bundles import checksum_of
-from levada.watching.bundle import read_bundle
-from levada.watching.replay import replay
+from levada.watching.rerun.replay import replay
+from levada.watching.verdict.bundle import read_bundle
 from levada.watching.watch import watch
 
 OTHERS = (None, True, 3, "x", [1], {"a": 1}, {"tensor": "args.0"}, {"value": 3}, {"mapping": []})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from levada.watching.overhead import Cadence
+from levada.watching.loop.overhead import Cadence
 
 PAGE = (Path(__file__).parents[2] / "docs" / "watch_cost.md").read_text()
 TABLE = PAGE.partition("| | samples in the first second | in ten seconds | in the first minute |")[2].partition("\n\n")[

@@ -15,7 +15,7 @@ from levada.report.watch import watch_view
 from levada.runs import Run, doctor
 from levada.runs.inside import mixed_at, why_not
 from levada.runs.resealing import reseal
-from levada.watching.mixing import MIXED, MixingTaps
+from levada.watching.measure.mixing import MIXED, MixingTaps
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 
@@ -241,7 +241,7 @@ def test_it_is_ended_by_a_switch(tmp_path):
 
 
 def test_of_very_many_layers_an_even_choice_is_kept_and_the_product_goes_over_all(monkeypatch):
-    monkeypatch.setattr("levada.watching.mixing._NUMBERS", 2 * 3**2)
+    monkeypatch.setattr("levada.watching.measure.mixing._NUMBERS", 2 * 3**2)
     model = make("hyper")
     taps = MixingTaps(model, lambda: 1)
     taps.attach()

@@ -12,7 +12,7 @@ import levada
 from levada.runs import Run
 from levada.runs.folders import rank_folder
 from levada.runs.rank_log import RankLog
-from levada.watching import elsewhere
+from levada.watching.verdict import elsewhere
 
 
 @pytest.fixture

@@ -18,9 +18,11 @@ from torch.utils.checkpoint import checkpoint
 import levada
 from levada.diagnose.finding import Finding
 from levada.runs import Run
-from levada.watching import WATCHED, arrivals, compiled
-from levada.watching.overhead import Cadence
-from levada.watching.places import find_places
+from levada.watching import WATCHED
+from levada.watching.loop import arrivals
+from levada.watching.loop.overhead import Cadence
+from levada.watching.loop.places import find_places
+from levada.watching.measure import compiled
 
 
 def hooks_of(model):
@@ -701,7 +703,7 @@ def test_an_error_of_ours_ends_the_watching_and_not_the_training(monkeypatch):
     train(plain, sgd(plain), data())
     with watch(model, optimizer := sgd(model)) as watched:
         train(model, optimizer, data(1))
-        monkeypatch.setattr("levada.watching.reading.Reading.see", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("levada.watching.measure.reading.Reading.see", lambda *_, **__: 1 / 0)
         with pytest.warns(UserWarning, match="measuring raised ZeroDivisionError"):
             train(model, optimizer, data()[1:])
         assert len(watched.samples) == 1
@@ -766,7 +768,7 @@ def test_gradients_of_two_backward_passes_through_one_graph_are_added(dropped):
 
 
 def test_a_gradient_that_is_too_large_to_be_kept_until_the_rest_comes_is_unknown(monkeypatch):
-    monkeypatch.setattr("levada.watching.reading._KEPT", 0)
+    monkeypatch.setattr("levada.watching.measure.reading._KEPT", 0)
     model = make()
     optimizer = sgd(model)
     with watch(model, optimizer) as watched:
@@ -925,7 +927,7 @@ class Odd(nn.Module):
 def test_nothing_of_a_pass_is_kept_unless_somebody_asks(monkeypatch):
     drawn = []
     state = torch.get_rng_state
-    monkeypatch.setattr("levada.watching.passes.torch.get_rng_state", lambda: drawn.append(1) or state())
+    monkeypatch.setattr("levada.watching.steps.passes.torch.get_rng_state", lambda: drawn.append(1) or state())
     model = make()
     with watch(model, optimizer := sgd(model), every=5) as watched:
         train(model, optimizer, data(3))

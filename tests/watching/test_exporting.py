@@ -26,9 +26,9 @@ from levada.runs.exporters import chosen, export, open_exporter, tag
 from levada.runs.exporters.exporter import import_tool
 from levada.runs.standing import Standing
 from levada.watching import Sample
-from levada.watching.exporting import Exporting
-from levada.watching.news import News
-from levada.watching.recording import Recording
+from levada.watching.record.exporting import Exporting
+from levada.watching.record.news import News
+from levada.watching.record.recording import Recording
 
 COUNT = 12
 SITES = tuple(Site(f"layers.{i}", i, "Linear", (4, 8), (f"layers.{i}.weight",)) for i in range(COUNT))
@@ -301,8 +301,8 @@ def test_a_tracker_that_fails_is_one_warning_and_is_closed():
 
 
 def test_a_tracker_that_hangs_costs_numbers_not_time(monkeypatch):
-    monkeypatch.setattr("levada.watching.exporting._PATIENCE", 0.05)
-    monkeypatch.setattr("levada.watching.exporting._WAITING", 5)
+    monkeypatch.setattr("levada.watching.record.exporting._PATIENCE", 0.05)
+    monkeypatch.setattr("levada.watching.record.exporting._WAITING", 5)
     fake = Fake()
     fake.gate.clear()
     exporting = Exporting(fake)

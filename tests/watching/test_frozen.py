@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import levada
-from levada.watching.frozen import RULE, UPDATES, Frozen
+from levada.watching.verdict.frozen import RULE, UPDATES, Frozen
 
 
 def network():

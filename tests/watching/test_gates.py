@@ -15,7 +15,7 @@ from levada.probe.recurrences import recurrences
 from levada.report.watch import watch_view
 from levada.runs import Run
 from levada.runs.inside import GATES, gates_of, why_not
-from levada.watching.gates import GateTaps
+from levada.watching.measure.gates import GateTaps
 
 STEPS, ROWS, DIM = 20, 4, 5
 

@@ -11,11 +11,11 @@ from torch import nn
 import levada
 from levada.runs import Run
 from levada.runs.standing import EVENT
-from levada.watching.between import Between
-from levada.watching.glances import Glances
-from levada.watching.ledger import Ledger
-from levada.watching.silence import Silence
-from levada.watching.view import Blocks
+from levada.watching.steps.silence import Silence
+from levada.watching.verdict.between import Between
+from levada.watching.verdict.glances import Glances
+from levada.watching.verdict.ledger import Ledger
+from levada.watching.verdict.view import Blocks
 
 
 def chain():

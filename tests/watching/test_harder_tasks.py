@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 import levada
-from levada.watching.constant import ConstantLoss
-from levada.watching.growth import Growth
+from levada.watching.loop.constant import ConstantLoss
+from levada.watching.verdict.growth import Growth
 
 
 def scaled(times, constant, inputs=1.0):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import levada
-from levada.watching import arguments, transfer
+from levada.watching import arguments
+from levada.watching.measure import transfer
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_sampled_step_makes_one_copy_and_any_other_step_none(copies: list[Tens
 
 
 def test_the_count_sees_a_second_copy(copies: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    from levada.watching.reading import Reading
+    from levada.watching.measure.reading import Reading
 
     table = Reading.table
 

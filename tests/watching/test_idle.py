@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import levada
-from levada.watching.idle import UPDATES, Idle
+from levada.watching.verdict.idle import UPDATES, Idle
 
 
 def trained(case, steps=UPDATES):

@@ -8,11 +8,11 @@ import torch
 from tests.watching.by_hand import agree, by_hand, data, make, sgd, train, watch
 
 from levada.watching.engine import Engine
-from levada.watching.losses import Losses
-from levada.watching.passes import Passes
-from levada.watching.statistics import Kind
-from levada.watching.taps import Taps
-from levada.watching.together import Together
+from levada.watching.loop.losses import Losses
+from levada.watching.measure.statistics import Kind
+from levada.watching.measure.taps import Taps
+from levada.watching.measure.together import Together
+from levada.watching.steps.passes import Passes
 
 BACKWARD = torch.autograd.backward
 

@@ -20,10 +20,10 @@ from levada.cli import main
 from levada.report.watch import watch_view
 from levada.runs import Run, RunWriter, SignalWriter, doctor
 from levada.runs.losses import Waiting, unsampled
-from levada.watching import kept_losses, kept_scalars
-from levada.watching.kept_losses import KeptLosses
-from levada.watching.kept_scalars import KeptScalars
-from levada.watching.sample import Sample
+from levada.watching.measure.sample import Sample
+from levada.watching.record import kept_losses, kept_scalars
+from levada.watching.record.kept_losses import KeptLosses
+from levada.watching.record.kept_scalars import KeptScalars
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_killed_training_has_its_losses_but_for_the_last_moment_and_is_not_cal
             import os, signal, sys, torch, levada
             from types import SimpleNamespace
             from torch import nn
-            from levada.watching import kept_losses
+            from levada.watching.record import kept_losses
 
             clock = SimpleNamespace(now=0.0, time=kept_losses.time.time, monotonic=lambda: clock.now)
             kept_losses.time = clock
@@ -96,7 +96,7 @@ def test_a_killed_training_has_what_it_logged_but_for_the_last_moment(tmp_path: 
             import os, signal, sys, torch, levada
             from types import SimpleNamespace
             from torch import nn
-            from levada.watching import kept_scalars
+            from levada.watching.record import kept_scalars
 
             clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
             kept_scalars.time = clock

@@ -6,10 +6,10 @@ import random
 import pytest
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
-from levada.watching.baseline import LossBaseline
-from levada.watching.held_spikes import ABOVE, above_lowest
-from levada.watching.judged import standing_of
-from levada.watching.lowest import Lowest
+from levada.watching.verdict.baseline import LossBaseline
+from levada.watching.verdict.held_spikes import ABOVE, above_lowest
+from levada.watching.verdict.judged import standing_of
+from levada.watching.verdict.lowest import Lowest
 
 
 def learned(draw, *, steps=400, to=0.005):

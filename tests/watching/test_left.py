@@ -7,8 +7,8 @@ import torch
 from tests.watching.test_not_finite import Named, squares
 
 from levada.runs import Run
-from levada.watching.bundle import read_bundle
-from levada.watching.replay import replay
+from levada.watching.rerun.replay import replay
+from levada.watching.verdict.bundle import read_bundle
 from levada.watching.watch import watch
 
 BAD = 17  # not sampled; 15 is

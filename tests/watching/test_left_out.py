@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import levada
-from levada.watching.ledger import Ledger
-from levada.watching.left_out import LeftOut
+from levada.watching.verdict.ledger import Ledger
+from levada.watching.verdict.left_out import LeftOut
 
 BAD, STEPS = 12, 30
 

@@ -19,11 +19,11 @@ from tests.watching.terminal import Terminal
 from levada.diagnose import Finding
 from levada.runs.standing import Standing
 from levada.watching import Sample
-from levada.watching.among import Among
-from levada.watching.drawing import RAMP, Course, Strip, loss_lines, strip_lines
-from levada.watching.lines import finding_lines
-from levada.watching.live import Live, summary
-from levada.watching.screen import Screen
+from levada.watching.show.among import Among
+from levada.watching.show.drawing import RAMP, Course, Strip, loss_lines, strip_lines
+from levada.watching.show.lines import finding_lines
+from levada.watching.show.live import Live, summary
+from levada.watching.show.screen import Screen
 
 
 def make_watch(depth: int = 12) -> Any:
@@ -267,7 +267,7 @@ def test_elsewhere_plain_lines_come_seldom_and_findings_at_once() -> None:
 
 def test_plain_lines_come_between_samples_too(monkeypatch: pytest.MonkeyPatch) -> None:
     now, out = 0.0, io.StringIO()
-    monkeypatch.setattr("levada.watching.live.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("levada.watching.show.live.time", SimpleNamespace(monotonic=lambda: now))
     live = Live(make_watch(), stream=out)
     live.before_update(0, torch.tensor(2.0))
     live.sampled(make_sample(0))
@@ -333,7 +333,7 @@ def test_the_curve_waits_for_no_device_between_samples(monkeypatch: pytest.Monke
         def __float__(self) -> float:
             raise AssertionError("waited for the device")
 
-    monkeypatch.setattr("levada.watching.live.OnItsWay", Way)
+    monkeypatch.setattr("levada.watching.show.live.OnItsWay", Way)
     watch, live = make_watch(), None
     watch.ended_losses = lambda: [(step, torch.tensor(float(step)).as_subclass(OnDevice)) for step in range(1, 5)]
     live = Live(watch, plain=True, stream=io.StringIO())
@@ -362,7 +362,7 @@ def test_drawing_takes_a_small_share_of_the_time(terminal: Terminal, monkeypatch
         drawn.append(now)
         return [[("drawn", "")]] * 10
 
-    monkeypatch.setattr("levada.watching.live.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("levada.watching.show.live.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(Live, "lines", lines)
     live = Live(make_watch(), stream=terminal.stream)
     for step in range(20_000):
@@ -473,7 +473,7 @@ def test_a_process_that_is_told_to_end_leaves_the_terminal_as_it_was(terminal: T
 
 def test_a_child_of_the_watched_process_leaves_the_terminal_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now, out, watch = 0.0, io.StringIO(), make_watch()
-    monkeypatch.setattr("levada.watching.live.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("levada.watching.show.live.time", SimpleNamespace(monotonic=lambda: now))
     live = Live(watch, stream=out)
     live.before_update(0, torch.tensor(2.0))
     live.sampled(make_sample(0))
@@ -508,7 +508,7 @@ def test_what_is_found_between_samples_is_shown_by_the_first_process_alone(monke
     live = Live(watch, stream=out)
     watch.findings.append(make_finding("skipped_steps"))
     with monkeypatch.context() as patch:
-        patch.setattr("levada.watching.live.is_first", lambda: False)
+        patch.setattr("levada.watching.show.live.is_first", lambda: False)
         live.found_between_samples(7)
     assert out.getvalue() == ""
     live.found_between_samples(7)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from levada.watching.baseline import LossBaseline
+from levada.watching.verdict.baseline import LossBaseline
 
 
 def known(level, *, first=2.0, start=2.0, middle=None, scatter=0.0, steps=300, constant=None):

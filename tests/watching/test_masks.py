@@ -4,7 +4,7 @@ import math
 
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
-from levada.watching.account import report
+from levada.watching.verdict.account import report
 
 
 def masked(step, values, scalars, losses):

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 import levada
 from levada.diagnose.finding import Finding
-from levada.watching.account import report
-from levada.watching.falling import Falling
-from levada.watching.overshot import Before, blamed
+from levada.watching.verdict.account import report
+from levada.watching.verdict.falling import Falling
+from levada.watching.verdict.overshot import Before, blamed
 
 
 def following(course, constant=None):

@@ -8,7 +8,7 @@ from torch import nn
 import levada
 from levada._errors import UsageError
 from levada.watching import Continue
-from levada.watching.moved import LEAST, MOVES
+from levada.watching.steps.moved import LEAST, MOVES
 
 ENOUGH = LEAST + MOVES
 SAID = "something trains the model that the watch was not given"

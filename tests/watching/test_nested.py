@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.watching.by_hand import agree, by_hand, data, make, sgd, train, watch
 
-from levada.watching.overhead import Cadence
+from levada.watching.loop.overhead import Cadence
 
 
 @pytest.mark.parametrize("pauses", [False, True])

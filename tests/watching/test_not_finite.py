@@ -11,9 +11,9 @@ import levada
 from levada._errors import UsageError
 from levada.cli import main
 from levada.report.words import headline
-from levada.watching.bundle import Bundle
-from levada.watching.given import unfit_inputs
-from levada.watching.replay import replay
+from levada.watching.measure.given import unfit_inputs
+from levada.watching.rerun.replay import replay
+from levada.watching.verdict.bundle import Bundle
 
 BAD, LAST = 17, 24  # a step that is not sampled, and the number of steps
 
@@ -423,7 +423,7 @@ def test_of_a_model_whose_parts_the_loop_calls_the_first_one_names_its_argument(
 
 
 def test_inputs_of_parts_that_were_not_seen_are_not_ruled_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("levada.watching.parts._MOST", 0)
+    monkeypatch.setattr("levada.watching.steps.parts._MOST", 0)
     finding, _, _ = ran(tmp_path, spoilt_inputs, model=Around(), forward=Around.parted)
     unseen = "or comes with the inputs, which were not seen, or with the targets, which were not noted"
     assert f"the weights are finite, so that it arises in the forward pass or in the loss, {unseen}." in finding.claim

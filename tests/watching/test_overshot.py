@@ -12,10 +12,10 @@ import levada
 from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.watching import Sample
-from levada.watching.bundle import Bundle, read_bundle, write_bundle
-from levada.watching.overshot import Before, blamed, rate_proposal
-from levada.watching.replay import replay
-from levada.watching.view import Blocks
+from levada.watching.rerun.replay import replay
+from levada.watching.verdict.bundle import Bundle, read_bundle, write_bundle
+from levada.watching.verdict.overshot import Before, blamed, rate_proposal
+from levada.watching.verdict.view import Blocks
 
 HIGH = "learning_rate_too_high"
 

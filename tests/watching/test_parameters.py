@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError
-from levada.watching.parameters import COLUMNS, SITE_COLUMNS, Packed, ParameterNorms, pairs
+from levada.watching.measure.parameters import COLUMNS, SITE_COLUMNS, Packed, ParameterNorms, pairs
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["stacks", "loops"])
@@ -19,7 +19,7 @@ def compiled_loops(request, monkeypatch):
     if request.param:
         pytest.importorskip("levada.ops.statistics.loops", exc_type=ImportError)
     else:
-        monkeypatch.setattr("levada.watching.stacked.loops", lambda: None)
+        monkeypatch.setattr("levada.watching.measure.stacked.loops", lambda: None)
     return request.param
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from levada.watching.parts import Parts
+from levada.watching.steps.parts import Parts
 
 
 @pytest.fixture

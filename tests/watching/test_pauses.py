@@ -11,10 +11,10 @@ from tests.watching.by_hand import data, loss_of, make, sgd, train
 from torch import nn
 
 import levada
-from levada.watching.clocks import more_time
-from levada.watching.falling import Falling
-from levada.watching.overhead import Cadence
-from levada.watching.spike import Spikes
+from levada.watching.loop.clocks import more_time
+from levada.watching.loop.overhead import Cadence
+from levada.watching.verdict.falling import Falling
+from levada.watching.verdict.spike import Spikes
 
 # Seconds: of a step, of the watch's own code on one that is not sampled, of a sample.
 STEP, OWN, SAMPLE = 5e-4, 1.5e-4, 1e-3
@@ -595,8 +595,8 @@ def test_a_rate_that_rose_in_a_pause_may_have_raised_the_loss_that_was_heard_beh
 
 
 def test_the_lowest_losses_in_a_row_are_those_that_were_heard_where_others_were_not():
-    from levada.watching.baseline import LossBaseline
-    from levada.watching.held_spikes import above_lowest
+    from levada.watching.verdict.baseline import LossBaseline
+    from levada.watching.verdict.held_spikes import above_lowest
 
     whole, some = LossBaseline(), LossBaseline()
     for step in range(600):
@@ -608,7 +608,7 @@ def test_the_lowest_losses_in_a_row_are_those_that_were_heard_where_others_were_
 
 
 def test_a_spike_that_is_back_behind_a_pause_is_back_by_then():
-    from levada.watching.baseline import LossBaseline
+    from levada.watching.verdict.baseline import LossBaseline
 
     spikes, baseline = Spikes(), LossBaseline(warm_up=8)
     for step in range(140):
@@ -728,7 +728,7 @@ def test_no_pause_begins_soon_behind_a_step_that_a_scaler_skipped_or_a_loss_that
 
 
 def test_a_scaler_that_skips_every_seventh_step_hides_no_weights_that_are_nan(monkeypatch):
-    monkeypatch.setattr("levada.watching.overhead._FREE", 0.0)
+    monkeypatch.setattr("levada.watching.loop.overhead._FREE", 0.0)
     torch.manual_seed(0)
     model = make()
     optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**9)

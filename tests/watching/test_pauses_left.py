@@ -9,7 +9,7 @@ from tests.watching.by_hand import data, loss_of, make, sgd, train
 
 import levada
 from levada.runs import Run
-from levada.watching.overhead import Cadence
+from levada.watching.loop.overhead import Cadence
 
 
 def stop(monkeypatch, how, *, at=435, pause=(425, 100), **watching):

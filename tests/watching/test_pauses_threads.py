@@ -6,7 +6,7 @@ import pytest
 from tests.watching.by_hand import data, loss_of, make, sgd
 
 import levada
-from levada.watching.overhead import Cadence
+from levada.watching.loop.overhead import Cadence
 
 
 @pytest.mark.parametrize("paused", [False, True])

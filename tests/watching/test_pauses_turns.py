@@ -9,8 +9,8 @@ from tests.watching.by_hand import data, loss_of, make, sgd
 from torch import nn
 
 import levada
-from levada.watching.overhead import Cadence
-from levada.watching.turns import Turn
+from levada.watching.loop.overhead import Cadence
+from levada.watching.loop.turns import Turn
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_an_optimizer_that_steps_in_pauses_alone_is_not_said_to_rest(planned):
 
 
 def test_whole_rounds_are_heard_between_the_pauses_of_a_loop_of_turns(monkeypatch):
-    monkeypatch.setattr("levada.watching.overhead._FREE", 0.0)
+    monkeypatch.setattr("levada.watching.loop.overhead._FREE", 0.0)
     torch.manual_seed(0)
     model, hears = Adversaries(), Hears()
     each = [torch.optim.SGD(part.parameters(), lr=1e-3) for part in parts(model)]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import levada
-from levada.watching import reduce
-from levada.watching.sample import Sample
+from levada.watching.measure import reduce
+from levada.watching.measure.sample import Sample
 from levada.watching.watch import watch
 
 DIM, STEPS, LR = 8, 3, 0.05

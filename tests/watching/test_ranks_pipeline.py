@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from levada.watching.live import Live
-from levada.watching.microbatches import MicroBatches
+from levada.watching.loop.microbatches import MicroBatches
+from levada.watching.show.live import Live
 from levada.watching.watch import watch
 
 DIM, STEPS, MICRO, LR = 6, 3, 4, 0.05

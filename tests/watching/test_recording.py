@@ -27,9 +27,9 @@ from levada.runs import Run, RunWriter, doctor
 from levada.runs.codes import LARGEST, decoded, encode, thresholds
 from levada.runs.exporters.stored import _findings
 from levada.runs.standing import Standing
-from levada.watching.bundle import Bundle, write_bundle
-from levada.watching.recording import Recording, codes_of, to_bytes
-from levada.watching.sample import WATCHED, Continue, Listener, Sample
+from levada.watching.measure.sample import WATCHED, Continue, Listener, Sample
+from levada.watching.record.recording import Recording, codes_of, to_bytes
+from levada.watching.verdict.bundle import Bundle, write_bundle
 
 SITES = tuple(Site(f"layers.{i}", i, "Linear", (4, 8), (f"layers.{i}.weight",)) for i in range(3))
 
@@ -339,7 +339,7 @@ def test_a_sample_that_knows_only_the_last_losses_does_not_take_those_before(tmp
 
 
 def test_losses_that_the_disk_does_not_take_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("levada.watching.events.WAITING", 1)
+    monkeypatch.setattr("levada.watching.record.events.WAITING", 1)
     recording = Recording(tmp_path, watching())
     with monkeypatch.context() as patch:
 

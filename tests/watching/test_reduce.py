@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from levada.watching.parameters import ParameterNorms
-from levada.watching.reduce import Message, Peers, Reduction, find_peers
+from levada.watching.measure.parameters import ParameterNorms
+from levada.watching.measure.reduce import Message, Peers, Reduction, find_peers
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch import nn
 from levada._errors import MeasurementError, UsageError
 from levada.cli import main
 from levada.probe.origin import Origins
-from levada.watching.bundle import Bundle, write_bundle
-from levada.watching.replay import replay
+from levada.watching.rerun.replay import replay
+from levada.watching.verdict.bundle import Bundle, write_bundle
 from levada.watching.watch import watch
 
 TARGET = """
@@ -113,7 +113,7 @@ def test_another_random_state_gives_another_loss(tmp_path, target):
     folder, value, _ = kept(tmp_path / "run", load(target, "build")(), load(target, "loss"))
     from dataclasses import replace
 
-    from levada.watching.bundle import read_bundle
+    from levada.watching.verdict.bundle import read_bundle
 
     bundle = read_bundle(folder)
     states = {"cpu": torch.Generator().manual_seed(5).get_state()}
@@ -321,7 +321,7 @@ def test_buffers_that_forward_writes_are_those_from_before_it(tmp_path, target, 
 @pytest.mark.parametrize("cap", [0, None])
 def test_a_buffer_that_cannot_be_put_back_is_named(tmp_path, target, monkeypatch, cap):
     if cap is not None:
-        monkeypatch.setattr("levada.watching.passes._BUFFERS", cap)
+        monkeypatch.setattr("levada.watching.steps.passes._BUFFERS", cap)
     folder, _, _ = kept(tmp_path / "run", Averaged(False, persistent=cap is not None), load(target, "loss"))
     found = replay(folder, Averaged(False, persistent=cap is not None), load(target, "loss"))
     assert any(note.startswith("Not kept: buffers, the pass wrote mean, ") for note in found.report.notes)

@@ -3,9 +3,9 @@
 import pytest
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
-from levada.watching.baseline import LossBaseline
-from levada.watching.judged import standing_of
-from levada.watching.restarts import Restarts
+from levada.watching.verdict.baseline import LossBaseline
+from levada.watching.verdict.judged import standing_of
+from levada.watching.verdict.restarts import Restarts
 
 
 def follow(loss_at, steps, *, cycle=100):

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from levada.watching.retried import NAME, Retried
+from levada.watching.rerun.retried import NAME, Retried
 
 
 def _kept(rule: str) -> Any:

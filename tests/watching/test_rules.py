@@ -13,9 +13,9 @@ import levada
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
 from levada.watching import Sample
-from levada.watching.account import report
-from levada.watching.judge import Judge
-from levada.watching.silence import Silence
+from levada.watching.steps.silence import Silence
+from levada.watching.verdict.account import report
+from levada.watching.verdict.judge import Judge
 
 
 def at(signal, site, factor):

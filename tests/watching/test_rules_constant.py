@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 import levada
-from levada.watching.account import report
-from levada.watching.baseline import LossBaseline
-from levada.watching.constant import ConstantLoss
-from levada.watching.judged import standing_of
+from levada.watching.loop.constant import ConstantLoss
+from levada.watching.verdict.account import report
+from levada.watching.verdict.baseline import LossBaseline
+from levada.watching.verdict.judged import standing_of
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
 CLASSES = torch.tensor([0, 0, 1, 2, 2, 2])

@@ -8,7 +8,7 @@ import torch
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
 import levada
-from levada.watching.baseline import LossBaseline
+from levada.watching.verdict.baseline import LossBaseline
 
 DECADES = (-6.2, -6.1, -6.0, -3.0, 0.0, 0.0, 0.0, 0.0)
 

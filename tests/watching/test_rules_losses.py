@@ -11,8 +11,8 @@ from torch import nn
 import levada
 from levada.probe.trace import Site
 from levada.watching import Sample
-from levada.watching.baseline import LossBaseline
-from levada.watching.judge import Judge
+from levada.watching.verdict.baseline import LossBaseline
+from levada.watching.verdict.judge import Judge
 
 
 def spiking(onset, to, last=None):

@@ -23,11 +23,11 @@ from levada.runs import Run, SignalWriter
 from levada.runs.codes import encode
 from levada.runs.findings import findings_of
 from levada.watching import Continue
-from levada.watching.judge import Judge
-from levada.watching.ledger import APART, OVER, Ledger, case_of
-from levada.watching.live import Live
-from levada.watching.news import News
-from levada.watching.recording import Recording
+from levada.watching.record.news import News
+from levada.watching.record.recording import Recording
+from levada.watching.show.live import Live
+from levada.watching.verdict.judge import Judge
+from levada.watching.verdict.ledger import APART, OVER, Ledger, case_of
 
 
 def page(folder: Path, *, killed: bool = False) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from levada._errors import UsageError
 from levada.cli import main
 from levada.commands.script import Script, run_script
 from levada.runs import Run, SignalWriter
-from levada.watching.owners import find_trained
+from levada.watching.loop.owners import find_trained
 from levada.watching.script import Watches
 
 TRAIN = """

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import levada
 from levada.report.words import phrase
-from levada.watching.severed import Severed
+from levada.watching.verdict.severed import Severed
 
 
 class Binary(nn.Linear):

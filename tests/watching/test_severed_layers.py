@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import levada
-from levada.watching import severed
-from levada.watching.severed import LOOKS, PASSES, Severed
+from levada.watching.verdict import severed
+from levada.watching.verdict.severed import LOOKS, PASSES, Severed
 
 DIM = 4
 

@@ -16,7 +16,7 @@ import pytest
 from levada import _termination
 from levada.runs import Run, doctor
 from levada.runs.standing import Standing
-from levada.watching.recording import Recording
+from levada.watching.record.recording import Recording
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")

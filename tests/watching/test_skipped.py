@@ -13,10 +13,10 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 import levada
 from levada.diagnose import Finding
 from levada.runs import Run
-from levada.watching.exporting import Exporting
-from levada.watching.recording import Recording
-from levada.watching.replay import replay
-from levada.watching.skipped import Skips
+from levada.watching.record.exporting import Exporting
+from levada.watching.record.recording import Recording
+from levada.watching.rerun.replay import replay
+from levada.watching.steps.skipped import Skips
 
 
 def model(out=2):
@@ -505,7 +505,7 @@ def test_an_optimizer_that_the_watch_was_not_given_makes_updates_too():
 
 def test_nothing_is_looked_at_while_updates_come(monkeypatch):
     seen = []
-    monkeypatch.setattr("levada.watching.skipped.tensors", lambda output: seen.append(output) or iter(()))
+    monkeypatch.setattr("levada.watching.steps.skipped.tensors", lambda output: seen.append(output) or iter(()))
     net = model()
 
     def step(optimizer, i):
@@ -561,7 +561,7 @@ def test_an_error_in_it_ends_it_alone(monkeypatch):
     def broken(tensor):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("levada.watching.skipped._is_nan", broken)
+    monkeypatch.setattr("levada.watching.steps.skipped._is_nan", broken)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
         _, watch = train(net, guarded(net, lambda i: False), 60, every=5, works=False)

@@ -3,8 +3,8 @@
 import pytest
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
-from levada.watching.baseline import LossBaseline
-from levada.watching.spike import Spikes
+from levada.watching.verdict.baseline import LossBaseline
+from levada.watching.verdict.spike import Spikes
 
 ONSET = 401
 

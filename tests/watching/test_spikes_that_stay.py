@@ -4,8 +4,8 @@ import math
 
 from benchmarks.watch_verdicts.synthetic import Synthetic
 
-from levada.watching.baseline import LossBaseline
-from levada.watching.spike import MOST, Spikes
+from levada.watching.verdict.baseline import LossBaseline
+from levada.watching.verdict.spike import MOST, Spikes
 
 
 def spikes(run):

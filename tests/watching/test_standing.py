@@ -15,11 +15,11 @@ from levada._names import CALLED
 from levada.report.watch import watch_view
 from levada.runs import Run
 from levada.watching import Sample
-from levada.watching.account import report
-from levada.watching.judged import standing_of
-from levada.watching.lines import finding_lines, summary
-from levada.watching.live import Live
-from levada.watching.sample import WATCHED
+from levada.watching.measure.sample import WATCHED
+from levada.watching.show.lines import finding_lines, summary
+from levada.watching.show.live import Live
+from levada.watching.verdict.account import report
+from levada.watching.verdict.judged import standing_of
 
 
 def trained(steps, folder=None, *, every=5, **options):

@@ -6,12 +6,12 @@ from torch import nn
 
 import levada
 from levada.ops.statistics.reference import SQUARES, ZEROS
-from levada.watching import listed, statistics
-from levada.watching.listed import Listed
-from levada.watching.overhead import Cadence
-from levada.watching.parameters import ParameterNorms
-from levada.watching.statistics import Kind, Pool
-from levada.watching.structure import Structure
+from levada.watching.loop.overhead import Cadence
+from levada.watching.measure import listed, statistics
+from levada.watching.measure.listed import Listed
+from levada.watching.measure.parameters import ParameterNorms
+from levada.watching.measure.statistics import Kind, Pool
+from levada.watching.measure.structure import Structure
 
 loops = pytest.importorskip("levada.ops.statistics.loops", exc_type=ImportError)
 
@@ -19,7 +19,7 @@ loops = pytest.importorskip("levada.ops.statistics.loops", exc_type=ImportError)
 def without(monkeypatch):
     monkeypatch.setattr(statistics, "import_kernels", lambda module, package: None)
     monkeypatch.setattr(listed, "loops", lambda: None)
-    monkeypatch.setattr("levada.watching.stacked.loops", lambda: None)
+    monkeypatch.setattr("levada.watching.measure.stacked.loops", lambda: None)
 
 
 class Block(nn.Module):

@@ -12,10 +12,10 @@ from tests.watching.by_hand import NAMES, agree, by_hand, data, loss_of, make, r
 from torch import nn
 
 import levada
-from levada.watching.judge import Judge
-from levada.watching.losses import Losses
-from levada.watching.together import Together
-from levada.watching.weights import Weights
+from levada.watching.loop.losses import Losses
+from levada.watching.measure.together import Together
+from levada.watching.measure.weights import Weights
+from levada.watching.verdict.judge import Judge
 
 
 class Rests:
@@ -191,14 +191,14 @@ def test_looking_at_losses_is_counted(monkeypatch):
             return self.now
 
     clock, counted = Clock(), []
-    monkeypatch.setattr("levada.watching.losses.time", clock)
-    state = levada.watching.markers.state_of
+    monkeypatch.setattr("levada.watching.loop.losses.time", clock)
+    state = levada.watching.loop.markers.state_of
 
     def slow(gradient):
         clock.now += 1.0
         return state(gradient)
 
-    monkeypatch.setattr("levada.watching.markers.state_of", slow)
+    monkeypatch.setattr("levada.watching.loop.markers.state_of", slow)
     model = make()
     with watch(model, optimizer := sgd(model), every=100) as watched:
         monkeypatch.setattr(watched._engine.cadence, "count", lambda sampled, *, own: counted.append(own))
@@ -209,7 +209,7 @@ def test_looking_at_losses_is_counted(monkeypatch):
 
 def test_the_time_of_a_look_is_divided_among_the_watches_that_look(monkeypatch):
     ticks = count()
-    monkeypatch.setattr("levada.watching.losses.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr("levada.watching.loop.losses.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     nothing = SimpleNamespace(updates=0, before_backward=lambda: None, learned=lambda roots: None)
     model, spent = nn.Linear(2, 1), {1: [], 2: [], 3: []}
     several = [Losses(model, heard=nothing, parts=lambda: 1, spent=spent[i].append) for i in spent]

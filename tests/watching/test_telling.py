@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import levada
-from levada.watching.telling import _watched, unwatched, warn, watched
+from levada.watching.loop.telling import _watched, unwatched, warn, watched
 
 
 class First(nn.Sequential):

@@ -11,7 +11,7 @@ import torch
 from tests.watching.by_hand import agree, by_hand, data, loss_of, make, sgd, train, watch
 
 import levada
-from levada.watching.own import OwnPasses
+from levada.watching.loop.own import OwnPasses
 from levada.watching.script import Watches
 
 

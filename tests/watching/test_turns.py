@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import levada
-from levada.watching.judged import standing_of
-from levada.watching.resting import Resting
+from levada.watching.verdict.judged import standing_of
+from levada.watching.verdict.resting import Resting
 
 
 class Pair(nn.Module):

@@ -11,9 +11,9 @@ from benchmarks.watch_verdicts.synthetic import Synthetic
 from torch import Tensor, nn
 
 import levada
-from levada.watching.judge import Judge
-from levada.watching.judged import standing_of
-from levada.watching.uncleared import Uncleared
+from levada.watching.loop.uncleared import Uncleared
+from levada.watching.verdict.judge import Judge
+from levada.watching.verdict.judged import standing_of
 
 
 def _network() -> nn.Sequential:

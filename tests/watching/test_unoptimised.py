@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import levada
-from levada.watching import unoptimised
-from levada.watching.unoptimised import Unoptimised
+from levada.watching.steps import unoptimised
+from levada.watching.steps.unoptimised import Unoptimised
 
 
 @pytest.fixture(autouse=True)

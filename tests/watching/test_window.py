@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from levada._errors import UsageError
-from levada.watching.baseline import LossBaseline
-from levada.watching.window import Window
+from levada.watching.verdict.baseline import LossBaseline
+from levada.watching.verdict.window import Window
 
 
 def median(values):

@@ -16,11 +16,11 @@ from levada.runs import RunWriter, SignalWriter
 from levada.runs.codes import encode
 from levada.runs.inside import GATES
 from levada.runs.standing import Standing
-from levada.watching.coefficients import Taken
-from levada.watching.gates import Gated
-from levada.watching.mixing import MIXED, Mixed
-from levada.watching.recording import Recording
-from levada.watching.sample import Sample
+from levada.watching.measure.coefficients import Taken
+from levada.watching.measure.gates import Gated
+from levada.watching.measure.mixing import MIXED, Mixed
+from levada.watching.measure.sample import Sample
+from levada.watching.record.recording import Recording
 from levada.web.folder import identity
 
 from .conftest import served

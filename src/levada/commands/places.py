@@ -97,7 +97,7 @@ class Places:
         """
         from torch import distributed
 
-        from levada.watching.reduce import find_peers
+        from levada.watching.measure.reduce import find_peers
 
         if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
             return Place(self._free(self._base))

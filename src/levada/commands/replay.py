@@ -16,7 +16,7 @@ from levada.runs.bundles import read_table, require_runnable, without_targets
 from levada.targets import require
 
 if TYPE_CHECKING:
-    from levada.watching.bundle import Bundle
+    from levada.watching.verdict.bundle import Bundle
 
 __all__ = ["replay"]
 
@@ -27,9 +27,9 @@ def replay(options: argparse.Namespace) -> int:
     options.bundle = local(options.bundle)
     loss, lacking = _require(options)
 
-    from levada.watching.bundle import read_bundle
-    from levada.watching.replay import replay as again
-    from levada.watching.replay import require_alone
+    from levada.watching.rerun.replay import replay as again
+    from levada.watching.rerun.replay import require_alone
+    from levada.watching.verdict.bundle import read_bundle
 
     bundle = read_bundle(options.bundle, examined=True)  # by what is required
     with contextlib.redirect_stdout(sys.stderr), console(stderr=True).status(f"replaying step {bundle.step}"):

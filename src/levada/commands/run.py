@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> int:
     require_script(script)
     places = Places(options.run, script.name)
 
+    from levada.watching.loop.telling import say
     from levada.watching.script import Watches
-    from levada.watching.telling import say
 
     def start(model: nn.Module, optimizers: Sequence[Optimizer], before: int) -> Any:
         place = places.next(model)
@@ -62,7 +62,7 @@ def _watch(options: argparse.Namespace, place: Place, model: nn.Module, optimize
         live=shown,
     )
     if place.alone:
-        from levada.watching.recording import Recording
+        from levada.watching.record.recording import Recording
 
         recording = Recording(place.where, watch, rank=0)  # there is no other process in this run
         watch.listen(recording)

@@ -122,7 +122,7 @@ def run_script(script: Script, watches: AbstractContextManager[Any]) -> int:
 
 def _told_by_hook(error: BaseException) -> int:
     """Print what the script raised as python does at its end, and give the exit code."""
-    from levada.watching.telling import say
+    from levada.watching.loop.telling import say
 
     with contextlib.suppress(Exception):  # the script may have closed it
         sys.stdout.flush()

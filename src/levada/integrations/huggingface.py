@@ -10,7 +10,7 @@ from typing import Any, Self, final
 
 from levada._errors import MissingExtraError, UsageError
 from levada.integrations.training import Watched, is_error
-from levada.watching.sample import Continue
+from levada.watching.measure.sample import Continue
 
 try:
     from transformers import Trainer, TrainerCallback

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from levada._errors import MissingExtraError, UsageError
 from levada.integrations.training import Watched, is_error
-from levada.watching.sample import Continue
+from levada.watching.measure.sample import Continue
 
 __all__ = ["LevadaCallback"]
 

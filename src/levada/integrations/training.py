@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from levada._names import CALLED
-from levada.watching.news import News
-from levada.watching.sample import Continue
+from levada.watching.measure.sample import Continue
+from levada.watching.record.news import News
 
 if TYPE_CHECKING:
     from levada.diagnose import Finding

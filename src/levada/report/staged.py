@@ -24,6 +24,6 @@ def read_together(run: Recorded, events: Sequence[Mapping[str, Any]]) -> Togethe
 def _over_depth(
     stages: Sequence[Stage], losses: Sequence[tuple[int, float]], steps: int
 ) -> tuple[list[dict[str, Any]], Standing]:
-    from levada.watching.stages import over_depth
+    from levada.watching.verdict.stages import over_depth
 
     return over_depth(stages, losses, steps)

@@ -83,7 +83,7 @@ def _is_evidence(value: Any) -> bool:
     return told and (not blame or blame.get("lower") is None or _is_finite(blame["lower"]))
 
 
-# Values, as `levada.watching.bundle.encode` writes them: {"tensor": NAME}, {"tuple": [...]}, ...
+# Values, as `levada.watching.verdict.bundle.encode` writes them: {"tensor": NAME}, {"tuple": [...]}, ...
 
 
 def _is_encoded(value: Any) -> bool:

@@ -91,7 +91,7 @@ def encode(floats: Iterable[float]) -> bytes:
     Args:
         floats: any numbers, NaN and infinities among them.
 
-    Cost: about half a microsecond a number; `levada.watching.recording.codes_of` does the same on a tensor.
+    Cost: about half a microsecond a number; `levada.watching.record.recording.codes_of` does the same on a tensor.
 
     Example:
         >>> list(decode(encode([1.0, -0.5, 0.0, float("inf")])))

@@ -30,7 +30,7 @@ from levada.training.record import Progress, Record
 from levada.training.room import require_room
 from levada.training.sampling import Order, mix, share
 from levada.training.stopping import NotFiniteError, say_found, stop
-from levada.watching.sample import Continue
+from levada.watching.measure.sample import Continue
 from levada.watching.watch import Watch, watch
 
 __all__ = ["Trained", "train"]

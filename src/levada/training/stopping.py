@@ -22,8 +22,8 @@ from levada.training.config import Config
 from levada.training.engine import Engine, WholeNetwork
 from levada.training.processes import Processes, SaidMeasurementError
 from levada.training.record import CONFIG, Progress, Record
-from levada.watching.broken import broken_parameters
-from levada.watching.stages import over_depth
+from levada.watching.measure.broken import broken_parameters
+from levada.watching.verdict.stages import over_depth
 from levada.watching.watch import Watch
 
 __all__ = ["NotFiniteError", "say_found", "stop"]

@@ -11,7 +11,7 @@ from torch import nn
 
 from levada._errors import UsageError, require_number
 from levada._names import OWN_SCALARS
-from levada.watching.sample import Continue, Listener
+from levada.watching.measure.sample import Continue, Listener
 
 __all__ = ["optimizers_of", "require_arguments", "require_scalars"]
 

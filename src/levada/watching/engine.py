@@ -12,29 +12,29 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from levada.probe.trace import Site
-from levada.watching.clocks import Spent, StepClock
-from levada.watching.closure import before_its_update
-from levada.watching.coefficients import Coefficients
-from levada.watching.ends import each_end
-from levada.watching.left import step_left
-from levada.watching.losses import Losses, in_backward
-from levada.watching.microbatches import MicroBatches
-from levada.watching.nested import Nested
-from levada.watching.overhead import Cadence
-from levada.watching.passes import Passes
-from levada.watching.pauses import Pauses
-from levada.watching.places import original
-from levada.watching.reading import Reading
-from levada.watching.sample import Sample
-from levada.watching.statistics import Statistics
-from levada.watching.structure import Structure
-from levada.watching.taps import Taps
-from levada.watching.telling import failed, quietly
-from levada.watching.together import Together
-from levada.watching.tracing import uncompiled
-from levada.watching.transfer import Sent
-from levada.watching.turns import Turn
-from levada.watching.weights import Weights
+from levada.watching.loop.clocks import Spent, StepClock
+from levada.watching.loop.closure import before_its_update
+from levada.watching.loop.ends import each_end
+from levada.watching.loop.losses import Losses, in_backward
+from levada.watching.loop.microbatches import MicroBatches
+from levada.watching.loop.nested import Nested
+from levada.watching.loop.overhead import Cadence
+from levada.watching.loop.places import original
+from levada.watching.loop.telling import failed, quietly
+from levada.watching.loop.tracing import uncompiled
+from levada.watching.loop.turns import Turn
+from levada.watching.measure.coefficients import Coefficients
+from levada.watching.measure.reading import Reading
+from levada.watching.measure.sample import Sample
+from levada.watching.measure.statistics import Statistics
+from levada.watching.measure.structure import Structure
+from levada.watching.measure.taps import Taps
+from levada.watching.measure.together import Together
+from levada.watching.measure.transfer import Sent
+from levada.watching.measure.weights import Weights
+from levada.watching.steps.left import step_left
+from levada.watching.steps.passes import Passes
+from levada.watching.steps.pauses import Pauses
 
 __all__ = ["Engine"]
 

@@ -15,9 +15,9 @@ from torch import nn
 from torch.optim import Optimizer, optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from levada.watching.owners import Trained, find_trained, held_by
-from levada.watching.telling import say
-from levada.watching.tracing import uncompiled
+from levada.watching.loop.owners import Trained, find_trained, held_by
+from levada.watching.loop.telling import say
+from levada.watching.loop.tracing import uncompiled
 
 __all__ = ["Watches"]
 

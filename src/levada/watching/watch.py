@@ -20,21 +20,21 @@ from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
 from levada.runs.sampled import sampling
 from levada.runs.standing import Standing
-from levada.watching.account import report, trace_of
 from levada.watching.arguments import optimizers_of, require_arguments, require_scalars
-from levada.watching.ends import each_end, undone
 from levada.watching.engine import Engine
-from levada.watching.judge import CONFIRMATIONS, WARM_UP, Judge
-from levada.watching.judged import PART, standing_of
-from levada.watching.keeper import require_notes
-from levada.watching.kept_pass import Pass
-from levada.watching.overhead import Cadence
-from levada.watching.partly import Partly
-from levada.watching.sample import Continue, Listener, Sample
-from levada.watching.since import record_again
-from levada.watching.skipped import RULE as SKIPPED
-from levada.watching.telling import hears, warn
+from levada.watching.loop.ends import each_end, undone
+from levada.watching.loop.overhead import Cadence
+from levada.watching.loop.telling import hears, warn
+from levada.watching.measure.sample import Continue, Listener, Sample
+from levada.watching.record.since import record_again
+from levada.watching.steps.kept_pass import Pass
+from levada.watching.steps.partly import Partly
+from levada.watching.steps.skipped import RULE as SKIPPED
 from levada.watching.uncopied import Uncopied
+from levada.watching.verdict.account import report, trace_of
+from levada.watching.verdict.judge import CONFIRMATIONS, WARM_UP, Judge
+from levada.watching.verdict.judged import PART, standing_of
+from levada.watching.verdict.keeper import require_notes
 
 __all__ = ["Watch", "watch"]
 
@@ -380,7 +380,7 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
     recording: Recording | None = None
     made._record = run.folder if isinstance(run, Continue) else run
     if made._record is not None:
-        from levada.watching.recording import Recording
+        from levada.watching.record.recording import Recording
 
         try:
             recording = Recording(made._record, made, resume=isinstance(run, Continue) and not run.anew)
@@ -394,6 +394,6 @@ def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Liter
     if recording is not None:
         made.listen(recording)
     if live:
-        from levada.watching.live import Live
+        from levada.watching.show.live import Live
 
         made.listen(Live(made, plain=True if live == "plain" else None))

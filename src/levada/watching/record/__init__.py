@@ -1,0 +1,1 @@
+"""A watched run on its way to a folder, or to an exporter."""

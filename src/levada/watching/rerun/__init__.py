@@ -1,0 +1,1 @@
+"""A kept step, run again."""

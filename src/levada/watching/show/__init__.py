@@ -1,0 +1,1 @@
+"""A watched run in lines of text and in the terminal."""
