@@ -1,6 +1,7 @@
 """Writing to streams and reading them in one pass, against the two operations: values, derivatives, the dispatcher."""
 
 import importlib.util
+import weakref
 
 import pytest
 import torch
@@ -67,6 +68,25 @@ def test_values_and_gradients_are_those_of_two_operations(sizes, form, compiled,
     monkeypatch.setattr(_cpu, "TOGETHER", 20 * sizes[1] * sizes[2])  # tokens by twenties, and what is over
     torch.testing.assert_close(run(in_one, tensors, form), expected, rtol=1e-10, atol=1e-12)
     assert len(calls) == compiled
+
+
+def test_the_sums_of_one_block_are_given_up_before_the_next(monkeypatch):
+    """Of 16 streams those of 16 tokens take more memory than the tokens."""
+    loops = pytest.importorskip("levada.ops.manifold.loops", exc_type=ImportError)
+    real, made, alive = loops.over_addresses, [], []
+
+    def noted(function, *given):
+        found = real(function, *given)
+        if function is loops.read_backward_at:
+            alive.append(sum(one() is not None for one in made))
+            made.extend(weakref.ref(part[2]) for part in found)
+        return found
+
+    monkeypatch.setattr(loops, "over_addresses", noted)
+    monkeypatch.setattr(_cpu, "TOGETHER", 20 * 12)
+    run(in_one, arguments(100 * torch.get_num_threads(), 3, 4, FEW), FEW)
+    assert len(alive) == 5
+    assert max(alive) <= 1
 
 
 @pytest.mark.parametrize("form", [FORMS["released"], FORMS["identity"]], ids=["released", "identity"])

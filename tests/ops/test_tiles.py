@@ -75,3 +75,16 @@ def test_infinity_and_nan_stay_where_they_are(tiles):
     assert (found[[0, 2, 3]] == 70).all()
     assert np.isinf(found[1]).all()
     assert np.isnan(found[4]).all()
+
+
+@pytest.mark.parametrize("told", ["none", "no AVX"])
+def test_a_processor_that_llvm_cannot_ask_and_one_whose_vectors_are_forbidden_get_narrow_ones(monkeypatch, told):
+    def ask():
+        raise RuntimeError("not available")
+
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
+    if told == "none":
+        monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", ask)
+    else:
+        monkeypatch.setattr(numba.config, "ENABLE_AVX", False)
+    assert not _tiles._has_wide_vectors()

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import numba  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import numpy as np
-from llvmlite import binding, ir  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from llvmlite import ir  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from numba import types
 from numba.core import cgutils  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from numba.core.codegen import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    get_host_cpu_features,
+)
 from numba.extending import intrinsic  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 from levada.ops._numba import compiled
@@ -20,8 +23,8 @@ __all__ = ["add_product", "add_product_transposed", "write_dots"]
 
 
 def _has_wide_vectors() -> bool:
-    told = numba.config.CPU_FEATURES  # what Numba compiles for, where it was told
-    return "+avx512f" in told if told is not None else bool(binding.get_host_cpu_features().get("avx512f"))
+    told = numba.config.CPU_FEATURES  # what Numba compiles for; else what it makes of the processor
+    return "+avx512f" in (get_host_cpu_features() if told is None else told)  # "" where LLVM cannot ask
 
 
 # 16 sums and what they are made of fit 32 registers of 64 bytes, 8 fit 16 of 32.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -18,7 +17,7 @@ from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.reference import steps_at_once
 
-__all__ = ["loops_for", "options_of", "read", "read_backward", "read_by", "read_by_backward", "sums_of"]
+__all__ = ["loops_for", "options_of", "read", "read_backward", "read_by", "read_by_backward", "sums_of", "together"]
 
 
 def loops_for(state: Tensor, form: Form, *others: Tensor | None) -> ModuleType | None:
@@ -119,10 +118,23 @@ def sums_of(parts: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, T
         parts: what the loops returned, threads' or blocks', in their order.
         dtype: of the streams.
     """
-    by_scale, by_bias, by_projection = zip(*parts, strict=True)
-    total = functools.reduce(operator.add, by_projection), added(by_scale, dtype), added(by_bias, dtype)
+    by_scale, by_bias, by_projection = together(parts)
+    total = by_projection, added([by_scale], dtype), added([by_bias], dtype)
     of_projection, of_scale, of_bias = map(torch.from_numpy, total)
     return of_projection, of_scale, of_bias
+
+
+def together(parts: Sequence[Any]) -> Any:
+    """Return what the first part has become: the others are added to its arrays, in their order.
+
+    Args:
+        parts: what the loops returned, one at least.
+    """
+    first, *others = parts
+    for other in others:
+        for total, one in zip(first, other, strict=True):
+            total += one
+    return first
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch import Tensor
 from levada.ops._cpu import blocks_of, rows_of
 from levada.ops._define import empty_like, import_kernels
 from levada.ops.manifold.ahead import reference
-from levada.ops.manifold.cpu import loops_for, options_of, sums_of
+from levada.ops.manifold.cpu import loops_for, options_of, sums_of, together
 from levada.ops.manifold.reference import Form
 from levada.ops.streams.cpu import options_of as written_by
 
@@ -64,14 +64,15 @@ def write_and_read_backward(
     came = [new, *(y.contiguous() for y in (by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new))]
     by_state, by_out, by_weights, by_old_mix = (empty_like(y) for y in given)
     # What arrives at the new streams is used up at once, but where it is the gradient by the old ones itself.
-    arrives, sums = empty_like(state[: rows_of(state)]), []
+    arrives, sums = empty_like(state[: rows_of(state)]), list[Any]()
     chosen = (n, width, *options_of(state.dtype, form), by_new is not None, False)
     own = [*map(Tensor.contiguous, (projection, scale, bias))]
     for part in blocks_of(state):
         some = [*map(part, (*came, features, inverse))]
         by_written = part(by_state) if mix is None else arrives[: len(some[0])]
         made = [*some, by_written, some[2], some[2], *own]  # no weights were handed on
-        sums += reading.over_addresses(reading.read_backward_at, made, *chosen)
+        # Of many streams a block's sums take more memory than its tokens: none are kept.
+        sums = [together([*sums, *reading.over_addresses(reading.read_backward_at, made, *chosen)])]
         made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]
         writing.over_addresses(writing.write_backward_at, [by_written, *made], *written_by(state, mix))
     by_old_mix = weights.new_empty(0) if mix is None else by_old_mix
