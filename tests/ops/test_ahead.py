@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from levada.ops import _cpu, _kernels, write_streams
 from levada.ops._define import plain_operations
+from levada.ops.manifold import cpu as reading_cpu
 from levada.ops.manifold import read_streams
 from levada.ops.manifold.ahead import autograd as registered
 from levada.ops.manifold.ahead import cpu, write_and_read
@@ -68,6 +69,17 @@ def test_values_and_gradients_are_those_of_two_operations(sizes, form, compiled,
     monkeypatch.setattr(_cpu, "TOGETHER", 20 * sizes[1] * sizes[2])  # tokens by twenties, and what is over
     torch.testing.assert_close(run(in_one, tensors, form), expected, rtol=1e-10, atol=1e-12)
     assert len(calls) == compiled
+
+
+@pytest.mark.parametrize("form", [FEW, FORMS["identity"]], ids=["few", "identity"])
+def test_products_of_a_large_projection_are_made_apart(form, calls, monkeypatch):
+    pytest.importorskip("numba")
+    tensors = arguments(70, 4, 33, form)
+    expected = run(in_two, tensors, form)
+    monkeypatch.setattr(reading_cpu, "IN_LOOPS", 0)
+    monkeypatch.setattr(_cpu, "TOGETHER", 20 * 4 * 33)
+    torch.testing.assert_close(run(in_one, tensors, form), expected, rtol=1e-10, atol=1e-12)
+    assert calls
 
 
 def test_the_sums_of_one_block_are_given_up_before_the_next(monkeypatch):

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 from levada._errors import UsageError
-from levada.ops import _kernels, write_streams
+from levada.ops import _cpu, _kernels, write_streams
 from levada.ops._define import is_direct
 from levada.ops.manifold import Form, cpu, read_streams, reference
 from levada.ops.manifold.ahead import write_and_read
@@ -55,6 +55,20 @@ def test_values_and_gradients_are_the_references(sizes, form, compiled, monkeypa
     assert (cpu.loops_for(tensors[0], form, *tensors[1:]) is not None) == compiled
     got, expected = run(read_streams, tensors, form), run(reference.read, tensors, form)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (40, 5, 8)], ids=str)
+def test_products_of_a_large_projection_are_made_apart(sizes, form, monkeypatch):
+    pytest.importorskip("numba")
+    tensors, calls = arguments(*sizes, form), []
+    monkeypatch.setattr(cpu, "IN_LOOPS", 0)
+    monkeypatch.setattr(_cpu, "TOGETHER", 20 * sizes[1] * sizes[2])  # tokens by twenties
+    real = cpu.product
+    monkeypatch.setattr(cpu, "product", lambda *given: calls.append(1) or real(*given))
+    got, expected = run(read_streams, tensors, form), run(reference.read, tensors, form)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    assert calls
 
 
 def outputs_of(*tensors, form):

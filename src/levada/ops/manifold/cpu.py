@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -13,11 +13,30 @@ from torch import Tensor
 from levada.ops import _cpu
 from levada.ops._cpu import added, number_of
 from levada.ops._define import empty_like
+from levada.ops._precision import full_precision
+from levada.ops._products import add_product, product, times_transposed
 from levada.ops.manifold import reference
 from levada.ops.manifold.reference import Form
 from levada.ops.sinkhorn.reference import steps_at_once
 
-__all__ = ["loops_for", "options_of", "read", "read_backward", "read_by", "read_by_backward", "sums_of", "together"]
+__all__ = [
+    "IN_LOOPS",
+    "loops_for",
+    "options_of",
+    "read",
+    "read_backward",
+    "read_by",
+    "read_by_backward",
+    "read_tokens",
+    "read_tokens_backward",
+    "sums_of",
+    "together",
+]
+
+
+# Numbers of a projection: more of them leave the second cache, are read again for every 32 tokens, and PyTorch's
+# products of all tokens are faster.
+IN_LOOPS: Final = 2**19
 
 
 def loops_for(state: Tensor, form: Form, *others: Tensor | None) -> ModuleType | None:
@@ -68,9 +87,8 @@ def read_by(
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)
     given = reads if handed is None else handed.contiguous()
-    own = map(Tensor.contiguous, (projection, scale, bias))
-    tensors = [state, found, inverse, x, reads, writes, mix, given, *own]
-    loops.over_addresses(loops.read_at, tensors, n, width, *options_of(state.dtype, form))
+    own = [*map(Tensor.contiguous, (projection, scale, bias))]
+    read_tokens(loops, [state, found, inverse, x, reads, writes, mix, given], own, n, width, form)
     return x, reads, writes, mix, found, inverse
 
 
@@ -104,11 +122,59 @@ def read_by_backward(
     by_handed = None if handed is None else empty_like(handed)
     # Without, they are neither read nor written.
     tensors += (tensors[2], tensors[2]) if handed is None or by_handed is None else (handed.contiguous(), by_handed)
-    chosen = *state.shape[1:], *options_of(state.dtype, form), by_new is not None, handed is not None
-    tensors += map(Tensor.contiguous, (projection, scale, bias))
-    sums = loops.over_addresses(loops.read_backward_at, tensors, *chosen)
-    by_projection, by_scale, by_bias = sums_of(sums, state.dtype)
+    own, chosen = [*map(Tensor.contiguous, (projection, scale, bias))], (by_new is not None, handed is not None)
+    sums = read_tokens_backward(loops, tensors, own, form, *chosen)
+    by_projection, by_scale, by_bias = sums_of([sums], state.dtype)
     return by_state, by_handed, by_projection, by_scale, by_bias
+
+
+def read_tokens(
+    loops: ModuleType, tensors: Sequence[Tensor], own: Sequence[Tensor], n: int, width: int, form: Form
+) -> None:
+    """Read some tokens' streams.
+
+    Args:
+        loops: what `loops_for` returned.
+        tensors: streams; what is written: features, norms, what is read, weights; what the branch reads by.
+        own: projection, scale and bias.
+        n: number of streams.
+        width: of one.
+        form: what is asked for.
+    """
+    state, found, apart = tensors[0], tensors[1], own[0].numel() > IN_LOOPS
+    if apart:
+        with full_precision(state):
+            found.copy_(times_transposed(state.view(len(state), n * width), own[0]))
+    loops.over_addresses(loops.read_at, [*tensors, *own], n, width, *options_of(state.dtype, form), apart)
+
+
+def read_tokens_backward(
+    loops: ModuleType, tensors: Sequence[Tensor], own: Sequence[Tensor], form: Form, adds: bool, handed: bool
+) -> Any:
+    """Write the gradients by some tokens, and return the sums for the parameters.
+
+    Args:
+        loops: what `loops_for` returned.
+        tensors: what `read_backward_at` takes, to the weights that were handed on and their gradient.
+        own: projection, scale and bias.
+        form: what is asked for.
+        adds: whether there is a gradient by the streams from behind.
+        handed: whether the weights that the branch read by were handed on.
+    """
+    state, features, by_state = tensors[0], tensors[6], tensors[8]
+    _, n, width = state.shape
+    apart = own[0].numel() > IN_LOOPS
+    by_found = empty_like(features) if apart else features  # which is not written to then
+    chosen = n, width, *options_of(state.dtype, form), adds, handed, apart
+    sums = together(loops.over_addresses(loops.read_backward_at, [*tensors, *own, by_found], *chosen))
+    if not apart:
+        return sums
+    with full_precision(state):
+        for part in _cpu.blocks_of(state):  # a large temporary's pages would come from the system
+            some = part(by_state)
+            add_product(some.view(len(some), n * width), part(by_found), own[0])
+        by_projection = product(by_found.t(), state.view(len(state), n * width))
+    return *sums[:2], by_projection.contiguous().numpy()
 
 
 def sums_of(parts: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,11 +34,12 @@ def _fill(found, start, scale, bias, transposed, logits):
 @compiled
 def read(
     state, found, inverse, x, reads, writes, mix, given, projection, scale, bias,
-    mixes, iterations, epsilons, transposed,
+    mixes, iterations, epsilons, transposed, apart,
 ):  # fmt: skip
     """Write what the branch reads and the weights, and for the way back projected features and one over the norms.
 
-    The branch reads by the weights that are given: those which are written here, or others.
+    The branch reads by the weights that are given: those which are written here, or others. Products are made here, or
+    apart, and lie in `found`.
     """
     tokens, n, width = state.shape
     one = state.dtype.type(1)  # a literal would make loops of doubles
@@ -48,7 +49,8 @@ def read(
     streams = state.reshape(tokens, n * width)
     for start in range(0, tokens, TOKENS):
         end = min(start + TOKENS, tokens)
-        write_dots(found[start:end], streams[start:end], projection)
+        if not apart:
+            write_dots(found[start:end], streams[start:end], projection)
         for t in range(start, end):
             total = state.dtype.type(0)  # a number times a literal would be a double, too
             for j in range(n):
@@ -84,11 +86,12 @@ def read(
 @compiled
 def read_backward(
     by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, given, by_given,
-    projection, scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
+    projection, scale, bias, by_features, mixes, iterations, epsilons, transposed, adds, handed, apart,
 ):  # fmt: skip
     """Write the gradient by the state.
 
-    Where the weights that the branch read by were handed on, and not made here, theirs is written, too.
+    Where the weights that the branch read by were handed on, and not made here, theirs is written, too. Where products
+    are made apart, what they are made of is written to `by_features`, and nothing adds to the projection's gradient.
 
     Returns:
         The gradients by scale and bias, in float64, and by the projection.
@@ -103,7 +106,10 @@ def read_backward(
     parts, by_row = np.empty((2 * iterations, n, TOKENS), state.dtype), np.empty((n, TOKENS), state.dtype)
     by_column = np.empty((n, TOKENS), state.dtype)  # one array of three would have no layout that is known
     by_logits, reads = np.empty(len(bias), state.dtype), np.empty(n, state.dtype)
-    by_found, by_projection = np.empty((TOKENS, len(bias)), state.dtype), np.zeros(projection.shape, state.dtype)
+    by_found, by_projection = (
+        np.empty((TOKENS, len(bias)), state.dtype),
+        np.zeros((0 if apart else len(bias), n * width), state.dtype),
+    )
     streams, by_streams = state.reshape(tokens, n * width), by_state.reshape(tokens, n * width)
     for start in range(0, tokens, TOKENS):
         if mixes:
@@ -152,13 +158,16 @@ def read_backward(
                 else:
                     for c in range(width):
                         by_state[t, j, c] = r * by_x[t, c] - shrink * state[t, j, c]
-        add_product(by_streams[start:end], by_found[: end - start], projection)
-        add_product_transposed(by_projection, by_found[: end - start], streams[start:end])
+        if apart:
+            by_features[start:end] = by_found[: end - start]
+        else:
+            add_product(by_streams[start:end], by_found[: end - start], projection)
+            add_product_transposed(by_projection, by_found[: end - start], streams[start:end])
     return by_scale, by_bias, by_projection
 
 
 @compiled
-def read_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed):
+def read_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed, apart):
     """Do what `read` does, with the addresses of its arrays."""
     tokens, kinds, rows = end - first, 3 if mixes else 2, n * (2 + n) if mixes else 2 * n
     state = array_at(addresses[0], first, (tokens, n, width), one)
@@ -173,12 +182,14 @@ def read_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, t
     scale, bias = array_at(addresses[9], 0, (kinds,), one), array_at(addresses[10], 0, (rows,), one)
     read(
         state, found, inverse, x, reads, writes, mix, given, projection, scale, bias,
-        mixes, iterations, epsilons, transposed,
+        mixes, iterations, epsilons, transposed, apart,
     )  # fmt: skip
 
 
 @compiled
-def read_backward_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed, adds, handed):
+def read_backward_at(
+    addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed, adds, handed, apart
+):
     """Do what `read_backward` does, with the addresses of its arrays."""
     tokens, kinds, rows = end - first, 3 if mixes else 2, n * (2 + n) if mixes else 2 * n
     state = array_at(addresses[0], first, (tokens, n, width), one)
@@ -193,7 +204,8 @@ def read_backward_at(addresses, first, end, n, width, one, mixes, iterations, ep
     given, by_given = array_at(addresses[9], first, (tokens, n), one), array_at(addresses[10], first, (tokens, n), one)
     projection = array_at(addresses[11], 0, (rows, n * width), one)
     scale, bias = array_at(addresses[12], 0, (kinds,), one), array_at(addresses[13], 0, (rows,), one)
+    by_features = array_at(addresses[14], first, (tokens, rows), one)
     return read_backward(
         by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, given, by_given,
-        projection, scale, bias, mixes, iterations, epsilons, transposed, adds, handed,
+        projection, scale, bias, by_features, mixes, iterations, epsilons, transposed, adds, handed, apart,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 from levada.ops._cpu import blocks_of, rows_of
 from levada.ops._define import empty_like, import_kernels
 from levada.ops.manifold.ahead import reference
-from levada.ops.manifold.cpu import loops_for, options_of, sums_of, together
+from levada.ops.manifold.cpu import loops_for, read_tokens, read_tokens_backward, sums_of, together
 from levada.ops.manifold.reference import Form
 from levada.ops.streams.cpu import options_of as written_by
 
@@ -34,12 +34,11 @@ def write_and_read(
     features, inverse = state.new_empty(tokens, len(projection)), state.new_empty(tokens)
     reads, writes = state.new_empty(tokens, n), state.new_empty(tokens, n)
     mixes = state.new_empty(tokens, n if form.mixes else 0, n)
-    chosen = n, width, *options_of(state.dtype, form)
     own = [*map(Tensor.contiguous, (projection, scale, bias))]
     for part in blocks_of(state):
         writing.over_addresses(writing.write_at, [*map(part, (*given, new))], *written_by(state, mix))
         made = [*map(part, (new, features, inverse, x, reads, writes, mixes, reads))]
-        reading.over_addresses(reading.read_at, [*made, *own], *chosen)
+        read_tokens(reading, made, own, n, width, form)
     return new, x, reads, writes, mixes, features, inverse
 
 
@@ -56,7 +55,6 @@ def write_and_read_backward(
         read = new, projection, scale, bias, features, inverse
         return reference.write_and_read_backward(*by, *written, *read, *options)
     writing, reading = found
-    _, n, width = state.shape
     given = _contiguous(*written)
     by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
     # What was kept, too, may come back in another layout: who saves tensors has the choice.
@@ -65,14 +63,13 @@ def write_and_read_backward(
     by_state, by_out, by_weights, by_old_mix = (empty_like(y) for y in given)
     # What arrives at the new streams is used up at once, but where it is the gradient by the old ones itself.
     arrives, sums = empty_like(state[: rows_of(state)]), list[Any]()
-    chosen = (n, width, *options_of(state.dtype, form), by_new is not None, False)
     own = [*map(Tensor.contiguous, (projection, scale, bias))]
     for part in blocks_of(state):
         some = [*map(part, (*came, features, inverse))]
         by_written = part(by_state) if mix is None else arrives[: len(some[0])]
-        made = [*some, by_written, some[2], some[2], *own]  # no weights were handed on
+        made = [*some, by_written, some[2], some[2]]  # no weights were handed on
         # Of many streams a block's sums take more memory than its tokens: none are kept.
-        sums = [together([*sums, *reading.over_addresses(reading.read_backward_at, made, *chosen)])]
+        sums = [together([*sums, read_tokens_backward(reading, made, own, form, by_new is not None, False)])]
         made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]
         writing.over_addresses(writing.write_backward_at, [by_written, *made], *written_by(state, mix))
     by_old_mix = weights.new_empty(0) if mix is None else by_old_mix
