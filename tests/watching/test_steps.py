@@ -251,7 +251,7 @@ def test_no_second_of_own_code_is_counted_twice(monkeypatch, kind):
 
     for owner, name in ((Together, "deliver"), (Weights, "after"), (Judge, "before_update")):
         slowed(owner, name)
-    for name in ("losses", "clocks", "engine", "passes"):
+    for name in ("loop.losses", "loop.clocks", "engine", "steps.passes"):
         monkeypatch.setattr(f"levada.watching.{name}.time", clock)
     model = make()
     parameters = list(model.parameters())
