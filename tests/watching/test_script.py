@@ -364,7 +364,9 @@ def test_a_script_that_makes_warnings_errors_is_told_once_and_trains(tmp_path: P
     assert done.stderr == told  # and not that no optimizer made a step
 
 
-@pytest.mark.parametrize("failing", ["verdict.judge.Judge.sampled", "measure.together.Together.send", "loop.losses.Losses.before"])
+@pytest.mark.parametrize(
+    "failing", ["verdict.judge.Judge.sampled", "measure.together.Together.send", "loop.losses.Losses.before"]
+)
 def test_what_fails_in_a_watch_stops_no_script_that_makes_warnings_errors(tmp_path: Path, failing: str) -> None:
     module, kind, method = failing.rsplit(".", 2)
     (tmp_path / "script.py").write_text(
