@@ -46,8 +46,10 @@ class Partly:
             sample: the sample.
             sites: its blocks.
         """
+        if self._over or "nonfinite" not in sample.values:
+            return
         missing = sample.values["nonfinite"].isnan()
-        if self._over or bool(missing.all()) or not bool(missing.any()):
+        if bool(missing.all()) or not bool(missing.any()):
             return
         learns = (sample.values["weight_gradient_rms"] > 0).tolist()
         self._ran |= {site.name for site, gone in zip(sites, missing.tolist(), strict=True) if not gone}
