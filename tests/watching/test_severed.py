@@ -315,3 +315,36 @@ def test_a_model_whose_weights_all_have_a_gradient_is_looked_at_once():
     looking.before_update(model, [optimizer])
     assert looking._weights == []
     assert not looking.waits
+
+
+class Around(nn.Module):
+    """Computes with the weight of a layer that it does not call."""
+
+    def __init__(self, quantised):
+        super().__init__()
+        self.layer, self.quantised = nn.Linear(8, 8), quantised
+
+    def forward(self, x):
+        return x + torch.relu(nn.functional.linear(x, self.quantised(self.layer.weight), self.layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("quantised", "warned"),
+    [
+        (lambda w: torch.round(16 * w) / 16, ["1.layer.weight", "2.layer.weight"]),
+        (lambda w: w + (torch.round(16 * w) / 16 - w).detach(), []),
+    ],
+    ids=["forgotten", "straight_through"],
+)
+def test_a_module_that_computes_with_the_weight_of_a_layer_that_it_does_not_call(quantised, warned):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), Around(quantised), Around(quantised), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
+        for _ in range(40):
+            x = torch.randn(16, 4)
+            optimizer.zero_grad()
+            (model(x) - x[:, :1]).square().mean().backward()
+            optimizer.step()
+    found = [f for f in watch.findings if f.severity == "warn" and f.rule == "frozen_layers"]
+    assert [name for f in found for name in f.evidence["parameters"]] == warned

@@ -8,9 +8,11 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-__all__ = ["lost_in"]
+__all__ = ["STEP_FUNCTIONS", "lost_in"]
 
 _FLAT: Final = frozenset({"Sign", "Sgn", "Round", "Floor", "Ceil", "Trunc", "Bernoulli"})  # a derivative of zero
+STEP_FUNCTIONS: Final = frozenset({name.lower() for name in _FLAT} | {"div"})
+"""What functions with a derivative of zero are called here; a division is one that rounds."""
 _MOST: Final = 512  # nodes that are read; a layer whose graph is larger is not judged
 
 

@@ -22,7 +22,7 @@ from levada.watching.measure.reading import plain
 from levada.watching.measure.transfer import OnItsWay
 from levada.watching.steps.unoptimised import some_of
 from levada.watching.verdict.glances import sums_of_sizes
-from levada.watching.verdict.graph import lost_in
+from levada.watching.verdict.graph import STEP_FUNCTIONS, lost_in
 from levada.watching.verdict.view import rests
 
 __all__ = ["PASSES", "Severed"]
@@ -45,6 +45,7 @@ class _Weight:
     name: str
     held: weakref.ref[nn.Parameter]
     layer: weakref.ref[nn.Module]  # whose output shows what is made of it
+    around: weakref.ref[nn.Module]  # which may compute with it and not call the layer
     holder: weakref.ref[nn.Module]  # which has it under this key
     key: str
     numbers: Tensor | None = None  # of it, as it was when it was first known to have none
@@ -191,7 +192,9 @@ class Severed:
             weight.shown, weight.looks = 0, weight.looks + 1
             if layer is not None and p is not None and p.requires_grad and id(layer) not in compiled:
                 weight.begin()
-                weight.handles = _Look(weight).on(layer, p)
+                around = weight.around()
+                outer = [around] if around not in (None, layer) and id(around) not in compiled else []
+                weight.handles = _Look(weight).on([layer, *outer], p)
                 self._left = _TRIES
 
     def _judge(self) -> None:
@@ -222,17 +225,20 @@ class _Look:
     def __init__(self, weight: _Weight) -> None:
         self._weight = weight
 
-    def on(self, layer: nn.Module, p: nn.Parameter) -> list[RemovableHandle]:
+    def on(self, layers: Iterable[nn.Module], p: nn.Parameter) -> list[RemovableHandle]:
         """Look from now on."""
         # Before hooks of others, which may give another output than the layer does.
-        hook = layer.register_forward_hook(Hook(self._called), prepend=True, with_kwargs=True)
-        return [hook, p.register_hook(unserializable_hook(lambda g: self._arrived(g)))]  # type: ignore[no-untyped-call]
+        hooks = [one.register_forward_hook(Hook(self._called), prepend=True, with_kwargs=True) for one in layers]
+        return [*hooks, p.register_hook(unserializable_hook(lambda g: self._arrived(g)))]  # type: ignore[no-untyped-call]
 
     def _called(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         weight, p = self._weight, self._weight.held()
         with suppress(Exception):  # what a layer takes and gives is the user's
             holder = weight.holder()
-            if layer is not weight.layer() or p is None or torch.compiler.is_compiling() or weight.calls >= _CALLS:
+            own = layer is weight.layer()
+            if not (own or layer is weight.around()) or p is None or weight.calls >= _CALLS:
+                return
+            if torch.compiler.is_compiling():
                 return
             if holder is None or holder._parameters.get(weight.key) is not p:  # as within torch.func.functional_call
                 return
@@ -240,6 +246,8 @@ class _Look:
             given = {one.grad_fn for one in tensors((args, kwargs))}
             begin = [one.grad_fn for one in tensors(output) if one.requires_grad]
             for node, name in lost_in(begin, given, p, layer):
+                if not own and name not in STEP_FUNCTIONS:
+                    continue  # of a larger part too little is known to blame a class of its own, or a constant
                 node.register_hook(partial(self._came, name))
 
     def _came(self, name: str, on: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> None:
@@ -301,7 +309,10 @@ def _without_gradient(model: nn.Module, optimizers: Sequence[Any]) -> list[_Weig
                 continue
             if p.requires_grad and p.dim() > 1 and p.is_floating_point():
                 full = plain_name(f"{path}.{name}" if path else name)
-                found.append(_Weight(full, weakref.ref(p), weakref.ref(layer), weakref.ref(module), name))
+                parent = path.rpartition(".")[0]
+                around = modules[parent] if layer is module and parent in modules else layer
+                parts = weakref.ref(layer), weakref.ref(around), weakref.ref(module)
+                found.append(_Weight(full, weakref.ref(p), *parts, name))
     return found
 
 
