@@ -288,7 +288,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_with_its_record(tmp_p
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        with levada.watch(model, optimizer, run=run, every=2, max_overhead=1e9) as watch:
+        with levada.watch(model, optimizer, run=run, every=2, max_overhead=math.inf) as watch:
             for _ in range(steps):
                 optimizer.zero_grad()
                 model(torch.ones(3, 2)).square().sum().backward()
@@ -361,7 +361,7 @@ def test_entering_the_watch_again_goes_on_with_the_record(tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    watched = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=1e9)
+    watched = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=math.inf)
 
     def train(steps: int) -> None:
         for _ in range(steps):

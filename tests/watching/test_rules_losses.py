@@ -521,7 +521,7 @@ def test_no_jump_is_told_beside_gradients_that_are_added_up():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
     optimizer, of = torch.optim.Adam(model.parameters(), lr=0.01), torch.randn(16, 4)
-    with levada.watch(model, optimizer, every=5, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
         for step in range(400):
             if step == 200:
                 optimizer.zero_grad()
