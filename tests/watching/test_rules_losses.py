@@ -428,7 +428,7 @@ def test_a_loss_that_does_not_come_back_is_told_until_it_does():
     run.run(35, edit)
     (finding,) = spikes(run)
     assert (finding.status, finding.severity) == ("fired", "error")
-    assert "It did not come back: the last few losses had a median of 3 at step " in finding.claim
+    assert "It did not come back: the last 7 losses had a median of 3 at step " in finding.claim
     assert len(run.judge.history) < 5  # told, made worse, ended: not on every sample
     run.run(10, edit)
     assert [f.status for f in spikes(run)] == ["clear"]
