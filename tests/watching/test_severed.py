@@ -43,7 +43,7 @@ def train(body, steps=90, *, kind=torch.optim.AdamW, each=lambda model, step: No
     model = nn.Sequential(nn.Linear(8, 16), *body(), nn.Linear(16, 3))
     optimizer = kind(model.parameters(), lr=options.pop("lr", 3e-3), **options)
     of = torch.randn(8, 3)
-    overhead = 1e9 if every == 1 else 0.01
+    overhead = math.inf if every == 1 else 0.01
     with levada.watch(model, optimizer, every=every, max_overhead=overhead) as watch:
         for step in range(steps):
             x = torch.randn(32, 8)

@@ -50,6 +50,7 @@ def surround(
         made.run = recording.folder
     made.judge = judge = Judge(made, keep=made.run, every=engine.cadence.every)
     engine.passes.left_out, engine.unfit = judge.left_out, lambda: judge.left_out.unfit
+    judge.between.spent = lambda seconds: None if engine.pauses.on else engine.spend(seconds)
     listeners.insert(0, judge)  # whoever hears of a sample finds what was found in it
     if recording is not None:
         made.listen(recording)
