@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import sys
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def mean_loss(model, args, kwargs):
 def test_samples_are_those_of_a_plain_loop(tmp_path, options):
     model, reference = llama(), llama()
     batches, rule = Batches(model), Rule()
-    callback = LevadaCallback(str(tmp_path / "run"), every=1, max_overhead=1e9, listeners=[rule])
+    callback = LevadaCallback(str(tmp_path / "run"), every=1, max_overhead=math.inf, listeners=[rule])
     trained = trainer(model, tmp_path, [callback], **options)
     trained.train()
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.0)
@@ -113,7 +114,7 @@ def test_numbers_are_in_the_logs_where_reporters_find_them(tmp_path):
         def on_log(self, args, state, control, logs=None, **kwargs):
             seen.append(dict(logs))
 
-    callback = LevadaCallback(every=1, max_overhead=1e9)
+    callback = LevadaCallback(every=1, max_overhead=math.inf)
     trained = trainer(llama(), tmp_path, [Reporter(), callback])
     trained.train()
     samples = callback.watch.samples
@@ -128,7 +129,7 @@ def test_numbers_are_in_the_logs_where_reporters_find_them(tmp_path):
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_findings_are_warnings_and_stop_the_training_if_asked(tmp_path, stop):
-    callback = LevadaCallback(every=1, max_overhead=1e9, listeners=[Rule(1)], stop_on_error=stop)
+    callback = LevadaCallback(every=1, max_overhead=math.inf, listeners=[Rule(1)], stop_on_error=stop)
     trained = trainer(llama(), tmp_path, [callback], logging_steps=1)
     with pytest.warns(UserWarning, match="error exploding_gradient: the gradient grows Nothing is learned") as caught:
         trained.train()
@@ -151,7 +152,7 @@ class Broken(TrainerCallback):
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_an_exception_ends_the_watch(tmp_path, error):
     model, rule = llama(), Rule()
-    callback = LevadaCallback(every=1, max_overhead=1e9, listeners=[rule])
+    callback = LevadaCallback(every=1, max_overhead=math.inf, listeners=[rule])
     with pytest.raises(type(error)):
         trainer(model, tmp_path, [callback, Broken(error)]).train()
     assert rule.closed == 1
@@ -162,7 +163,7 @@ def test_an_exception_ends_the_watch(tmp_path, error):
 def test_added_later_a_with_block_ends_the_watch_and_a_second_training_is_a_second_watch(tmp_path):
     model, rule = llama(), Rule()
     trained = trainer(model, tmp_path, [Broken(RuntimeError("once"))])
-    callback = LevadaCallback(str(tmp_path / "run"), every=1, max_overhead=1e9, listeners=[rule])
+    callback = LevadaCallback(str(tmp_path / "run"), every=1, max_overhead=math.inf, listeners=[rule])
     trained.add_callback(callback)
     with pytest.raises(RuntimeError, match="once"), callback:
         trained.train()

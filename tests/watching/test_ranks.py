@@ -222,7 +222,7 @@ def wrap(case: str, net: nn.Module, mesh) -> nn.Module:
 def train(case: str, rank: int, mesh) -> tuple[list[str], list[dict]]:
     net = wrap(case, build(case, torch.float32 if case == "bfloat16" else torch.float64), mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-    with watch(net, optimizer, every=1, max_overhead=1e9) as probe:
+    with watch(net, optimizer, every=1, max_overhead=math.inf) as probe:
         for step, x in enumerate(batches()):
             half = x.chunk(2)[rank].to(next(net.parameters()).dtype)
             pieces = half.chunk(2) if case in ("no_sync", "micro_steps") else (half,)
@@ -256,7 +256,7 @@ def alone():
         optimizer.step()
         optimizer.zero_grad()
 
-    return watch(net, optimizer, every=1, max_overhead=1e9), step
+    return watch(net, optimizer, every=1, max_overhead=math.inf), step
 
 
 def steps_that_are_sampled(rank: int) -> list[int]:
@@ -272,7 +272,7 @@ def steps_that_are_sampled(rank: int) -> list[int]:
 def jump_in_one(rank: int) -> list[int]:
     net = nn.parallel.DistributedDataParallel(Net(1).double())
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    with watch(net, optimizer, every=40, max_overhead=1e9) as probe:
+    with watch(net, optimizer, every=40, max_overhead=math.inf) as probe:
         for step in range(152):
             level = 10.0 if rank and step >= 65 else 1.0
             with net.no_sync():
@@ -334,7 +334,7 @@ def disagree(case: str, rank: int) -> tuple[str, int]:
             if rank == 1:  # after the copies were made, which would notice
                 net.layers.append(Block().double())
             optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-            probe = watch(copies, optimizer, every=1, max_overhead=1e9)
+            probe = watch(copies, optimizer, every=1, max_overhead=math.inf)
 
             def step() -> None:
                 with copies.no_sync():

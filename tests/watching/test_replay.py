@@ -70,7 +70,7 @@ def load(target, name):
 def kept(run, model, loss, at=44, factor=100.0, autocast=False):
     """Train until a batch is spoiled; return its bundle, and the loss and the blocks' gradients of that step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    watching = watch(model, optimizer, run=run, every=1, max_overhead=100.0)
+    watching = watch(model, optimizer, run=run, every=1, max_overhead=math.inf)
     losses, gradients = [], {}
 
     def see(name, output):
@@ -345,7 +345,7 @@ def test_the_loss_of_a_part_is_not_compared_with_that_of_the_whole_step(tmp_path
     torch.manual_seed(0)
     model, loss = load(target, "build")(), load(target, "loss")
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    watching = watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=100.0)
+    watching = watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=math.inf)
     with watching:
         for step in range(45):
             optimizer.zero_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, final
 
-from levada._errors import MissingExtraError, UsageError
+from levada._errors import MissingExtraError, UsageError, require_switch
 from levada.integrations.training import Watched, is_error
 from levada.watching.measure.sample import Continue
 
@@ -49,7 +49,8 @@ class LevadaCallback(TrainerCallback):
         watch: the watch, None before the first training.
 
     Raises:
-        UsageError: at the beginning of a training with DeepSpeed, or where `levada.watch` raises it.
+        UsageError: if an argument is none of these, or out of range; at the beginning of a training with DeepSpeed, or
+            where `levada.watch` raises it.
 
     Example:
         >>> callback = LevadaCallback(every=10)
@@ -66,7 +67,7 @@ class LevadaCallback(TrainerCallback):
         stop_on_error: bool = False,
         **options: Any,
     ) -> None:
-        self._stop = stop_on_error
+        self._stop = require_switch("LevadaCallback", "stop_on_error", stop_on_error)
         self._watched = Watched({"run": run, "every": every, "max_overhead": max_overhead, **options})
 
     @property

@@ -78,7 +78,7 @@ class Engine:
         self._device = next(p.device for p in model.parameters())
         self._clock = StepClock(self._device)
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
-        self.counts, self._optimizers = self.passes.counts, optimizers
+        self.counts, self.spend, self._optimizers = self.passes.counts, self._spent.add, optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self.weights = Weights(structure := Structure(model), optimizers)
         self._structure, self._taps = structure, Taps(model, structure.places, self)

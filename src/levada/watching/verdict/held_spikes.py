@@ -125,7 +125,7 @@ def maximised(loss: LossBaseline) -> Finding | None:
         >>> for step in range(600):
         ...     losses.add(step, -2.3 - 1e-3 * step ** 3)
         >>> maximised(losses).claim[:65]
-        'The loss is negative and falls without a bound so far: a median o'
+        'The loss is negative and falls without a bound so far: the last 3'
     """
     known = loss.maximised
     if not (known or loss.falling.unbounded):
@@ -138,7 +138,8 @@ def maximised(loss: LossBaseline) -> Finding | None:
         severity="warn" if known else "info",
         status="fired",
         claim=(
-            f"The loss {what} {how}: a median of {loss.recent:.4g} at step {last}, after {loss.start:.4g} at first"
+            f"The loss {what} {how}: the last {len(loss.latest)} have a median of {loss.recent:.4g} at step {last}, "
+            f"after {loss.start:.4g} at first"
             f"{f', {fold:.3g} times its size then' if fold >= 2 else ''}. "
             + (
                 "So the error is maximised: its sign is reversed, or that of the step, unless that is meant."

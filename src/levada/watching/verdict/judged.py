@@ -158,15 +158,15 @@ def _risen(judge: Judge) -> Iterator[Reason]:
             else "learned nothing of its inputs so far, or whose outputs are too small to show it"
         )
         why = (
-            "the loss is not clearly below that of a prediction that is the same for every input, "
-            f"{loss.constant:.4g}, as of a model that has {learned}"
+            f"the loss is not clearly below that of a constant prediction, {loss.constant:.4g}: the last "
+            f"{len(loss.latest)} losses have a median of {loss.recent:.4g}, as of a model that has {learned}"
         )
         few = loss.steps < MANY
         yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps) if few else None
     elif math.isnan(loss.constant) and loss.flat:
         why = (
-            f"the loss has not fallen since its first steps, and whether {loss.median:.4g} is more than a constant "
-            "prediction gives is not known"
+            f"the loss has not fallen since its first steps, and whether the median of the last {loss.kept}, "
+            f"{loss.median:.4g}, is more than a constant prediction gives is not known"
         )
         yield "learning_rate_too_high", why, True, None
 
@@ -181,7 +181,11 @@ def _given_back(judge: Judge) -> Iterator[Reason]:
     worse = rise > 0 and level > loss.start  # whatever was learned below a first loss that was far higher
     up = share >= GIVEN_BACK or (share >= FIFTIETH and level >= TENFOLD * loss.best > 0)
     if worse or (up and not judge.restarts.explain(loss)):
-        why = f"the loss is {level:.4g} and was {loss.best:.4g} at its best, and what is measured does not tell why"
+        last = loss.few if level == loss.now else len(loss.latest)
+        why = (
+            f"the loss is {level:.4g} and was {loss.best:.4g} at its best, medians of the last {last} losses and of "
+            f"the lowest {loss.few} in a row, and what is measured does not tell why"
+        )
         yield "loss_spike", why, True, None
     if loss.falling.unbounded:
         why = f"the loss is {loss.recent:.4g} and falls without a bound so far, and nothing tells if its sign is meant"

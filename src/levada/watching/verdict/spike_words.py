@@ -129,7 +129,7 @@ def _end(spike: Spike, loss: LossBaseline) -> str:
     """Say whether the loss came back, and when; "" while that is open."""
     if math.isnan(spike.level):
         return "" if spike.back is None else f" It was back {_by(spike)} step {spike.back}."
-    stayed = f"the last few losses had a median of {spike.level:.4g} at step {spike.ended}"
+    stayed = f"the last {loss.few} losses had a median of {spike.level:.4g} at step {spike.ended}"
     if spike.back is not None:
         return f" It stayed up: {stayed}. It was back {_by(spike)} step {spike.back}."
     last = loss.latest[-1][0]

@@ -247,8 +247,9 @@ def _thrown_up(view: View, moved: float, most: float) -> Finding:
         severity="warn" if blamed else "info",
         status="fired",
         claim=(
-            f"The loss rose with the first updates, from {loss.first:.4g} to a median of {loss.early:.4g}, and after "
-            f"{loss.steps} steps at a learning rate of {view.lr:.3g} its median is {loss.median:.4g}.{because}"
+            f"The loss rose with the first updates, from {loss.first:.4g} to a median of {loss.early:.4g} over the "
+            f"first {loss.half} losses, and after {loss.steps} steps at a learning rate of {view.lr:.3g} the last "
+            f"{loss.kept} have one of {loss.median:.4g}.{because}"
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
@@ -278,9 +279,9 @@ def _constant(view: View, moved: float, most: float) -> Finding:
         severity="warn",
         status="fired",
         claim=(
-            f"After {loss.steps} steps the loss, at a median of {loss.recent:.4g}, is not clearly below that of a "
-            f"prediction that is the same for every input, {loss.constant:.4g}. A step moved the weights of the median "
-            f"block by {most:.2g} of themselves."
+            f"After {loss.steps} steps the loss, a median of {loss.recent:.4g} over the last {len(loss.latest)}, is "
+            f"not clearly below that of a constant prediction, {loss.constant:.4g}. A step moved the weights of the "
+            f"median block by {most:.2g} of themselves."
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
