@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from levada.ops._define import empty_like, import_kernels
+from levada.ops._define import empty_like
 from levada.ops._kernels import TYPES
+from levada.ops._loading import import_kernels, or_reference
 from levada.ops.depth import reference
 
 __all__ = ["attend", "attend_backward", "mix", "mix_backward"]
 
 
+@or_reference
 def attend(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,6 +37,7 @@ def attend(
     return means, products, inverse
 
 
+@or_reference
 def attend_backward(
     cotangent: Tensor,
     query: Tensor,
@@ -59,6 +62,7 @@ def attend_backward(
     return partial.sum(0).view(query.shape), found
 
 
+@or_reference
 def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Return the weighted sums, contiguous."""
     loops = _loops(weights, *sources)
@@ -73,6 +77,7 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     return sums
 
 
+@or_reference
 def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients, contiguous."""
     loops = _loops(cotangent, weights, *sources)

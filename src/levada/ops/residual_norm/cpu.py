@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levada.ops._define import empty_like, import_kernels
+from levada.ops._define import empty_like
 from levada.ops._kernels import TYPES
+from levada.ops._loading import import_kernels, or_reference
 from levada.ops.residual_norm import reference
 
 __all__ = ["residual_norm", "residual_norm_backward"]
 
 
+@or_reference
 def residual_norm(
     state: Tensor, out: Tensor, weight: Tensor | None, bias: Tensor | None, centred: bool, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -30,6 +32,7 @@ def residual_norm(
     return new, normed
 
 
+@or_reference
 def residual_norm_backward(
     by_new: Tensor, by_normed: Tensor, new: Tensor, weight: Tensor | None, centred: bool, eps: float, shifted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
