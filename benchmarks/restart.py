@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.measure import commit, machine, versions
@@ -170,7 +171,9 @@ def main(words: list[str]) -> None:
     for name, value in found.items():
         print(f"{name}: {value}")
     if not quick:
-        row = {"benchmark": "restart", **found, "machine": machine(), "versions": versions(), "commit": commit()}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        about = {"machine": machine(), "versions": versions(), "commit": commit(), "date": now}
+        row = {"benchmark": "restart", **found, **about}
         with (Path(__file__).parent / "results" / "restart.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 

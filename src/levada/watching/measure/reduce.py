@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, final
@@ -41,11 +44,12 @@ class Peers:
 def find_peers(model: nn.Module) -> Peers | None:
     """Return the processes to add up over; None if this one is alone, as a stage of a pipeline is without copies.
 
-    `DistributedDataParallel` tells its group. Of sharded parameters, the mesh tells: gradients are averaged over all
-    its dimensions except those with "tp" or "tensor" in their name, over which parts of the batch do not differ.
+    `DistributedDataParallel` tells its group, also if the model is what it wraps. Of sharded parameters, the mesh
+    tells: gradients are averaged over all its dimensions except those with "tp" or "tensor" in their name, over which
+    parts of the batch do not differ.
 
     Args:
-        model: as the loop calls it, after it was wrapped or sharded.
+        model: after it was wrapped or sharded.
     """
     import torch.distributed as dist
 
@@ -61,12 +65,22 @@ def find_peers(model: nn.Module) -> Peers | None:
         averaged = any(hasattr(m, "set_requires_gradient_sync") for m in model.modules())  # fully_shard was called
         peers = Peers(tuple(mesh.mesh.flatten().tolist()), math.prod(data) if averaged else 1)
     else:
-        copies = [m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
-        if not copies:
-            return None
-        ranks = tuple(dist.get_process_group_ranks(copies[0].process_group))
+        ranks = next(_groups_of_copies(model), ())
         peers = Peers(ranks, len(ranks))
     return peers if len(peers.ranks) > 1 else None
+
+
+def _groups_of_copies(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Give the ranks of each `DistributedDataParallel` in the model, then of those around it."""
+    import torch.distributed as dist
+
+    kind = nn.parallel.DistributedDataParallel
+    found = [module for module in model.modules() if isinstance(module, kind)]
+    # A trainer hands its callbacks the module inside, and no module knows what wraps it.
+    for one in found or [one for one in gc.get_objects() if issubclass(type(one), kind)]:
+        with contextlib.suppress(AttributeError, KeyError, ValueError):  # half made, or its group was destroyed
+            if found or any(module is model for module in one.modules()):
+                yield tuple(dist.get_process_group_ranks(one.process_group))
 
 
 @final
