@@ -28,7 +28,7 @@ _POINTERS: Final = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"
 }  # fmt: skip
 _SHOWN: Final = ("warps", "registers", "spilled", "shared")
-_TOKENS, _STREAMS, _WIDTH, _SOURCES = 4096, 4, 2560, 13
+_TOKENS, _STREAMS, _WIDTH, _SOURCES, _NARROW = 4096, 4, 2560, 13, torch.bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Kernel:
 
 
 def _narrow(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    return torch.empty(shape, dtype=_NARROW, device="meta")
 
 
 def _wide(*shape: int) -> Tensor:
