@@ -46,6 +46,17 @@ def test_narrow_streams_are_added_up_in_float32(dtype):
         assert (found.double() - truth).abs().max() <= torch.finfo(found.dtype).eps * truth.abs().max() * 4
 
 
+def test_coefficients_may_be_narrow_too():
+    """As whoever calls the operation by its name may give them: they are computed with in float32."""
+    tensors = [x.bfloat16() for x in arguments(2, 4, 40, dtype=torch.float32)]
+    cotangent = torch.randn(2, 4, 40).bfloat16()
+    got = both_ways(kernels, tensors, cotangent)
+    assert {x.dtype for x in got} == {torch.bfloat16}
+    expected = both_ways(reference, [x.double() for x in tensors], cotangent.double())
+    for found, truth in zip(got, expected, strict=True):
+        assert (found.double() - truth).abs().max() <= torch.finfo(torch.bfloat16).eps * truth.abs().max()
+
+
 def test_nothing_is_read_that_was_not_written():
     """What torch.empty returns is NaN here, and so is the memory around the arguments."""
     tensors, cotangent = arguments(2, 3, 21), torch.randn(2, 3, 21, dtype=torch.float64)

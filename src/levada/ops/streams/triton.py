@@ -137,7 +137,7 @@ def _options(chosen: dict[str, int], even: bool, state: Tensor, weights: Tensor,
         "n": state.shape[1],
         "padded": padded,
         "mixes": mix is not None,
-        "work": _WORK[weights.dtype],
+        "work": _WORK.get(weights.dtype, tl.float32),
         **shape_of(chosen, padded, state.shape[2], even=even),
     }
 
