@@ -62,10 +62,7 @@ def attend_depth(
             "one row for each mean."
         )
     query = query.to(_require_type("attend_depth", "query", query, sources))
-    options = float(epsilon), float(factor), normalise
-    if len(query) == 1:  # whose mean is then no view
-        return (differentiable_attend(query[0], sources, *options),)
-    return differentiable_attend(query, sources, *options).unbind()
+    return differentiable_attend(query, sources, float(epsilon), float(factor), normalise)
 
 
 def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -105,9 +102,7 @@ def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
             f"{shape}, got {tuple(weights.shape)}. Give a row for each sum."
         )
     weights = weights.to(_require_type("sum_depth", "weights", weights, sources))
-    if weights.ndim == 2 and len(weights) == 1:  # whose sum is then no view
-        return (differentiable_mix(weights[0], sources),)
-    return differentiable_mix(weights, sources).unbind()
+    return differentiable_mix(weights, sources)
 
 
 def _require_sources(name: str, sources: Sequence[Tensor]) -> None:
