@@ -24,13 +24,14 @@ def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
         optimizer: one, several in a sequence, or None.
 
     Raises:
-        UsageError: if the model has no parameters, or some without values, something is no optimizer, one holds none of
-            the model's, or one is given twice.
+        UsageError: if the model has no parameters, some without values or flattened into others, something is no
+            optimizer, one holds none of the model's, or one is given twice.
     """
     held = {id(p) for p in model.parameters()}
     if not held:
         raise UsageError(f"watch: the model must have parameters, but {type(model).__name__} has none.")
     require_values(model)
+    require_own_shapes(model)
     given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
     if optimizer is not None and not given:
         raise UsageError(
@@ -64,6 +65,23 @@ def require_values(model: nn.Module) -> None:
         raise UsageError(
             f"watch: the model's parameters must have values, but {type(model).__name__}'s are on the meta device. "
             "Watch it once they are made, with an optimizer that was made after them."
+        )
+
+
+def require_own_shapes(model: nn.Module) -> None:
+    """Raise if parameters lie flattened in another one, as those of the first FSDP do, whose shards are of that one.
+
+    Args:
+        model: what is to be watched.
+
+    Raises:
+        UsageError: if one does.
+    """
+    if any(getattr(p, "_fsdp_flattened", False) for p in model.parameters()):  # private, and all that marks them
+        raise UsageError(
+            "watch: the model's parameters must have their own shapes, but FullyShardedDataParallel (FSDP1) has "
+            "flattened them. Shard with torch.distributed.fsdp.fully_shard (FSDP2); in Lightning that is "
+            "ModelParallelStrategy, in Accelerate and the Trainer fsdp_version 2."
         )
 
 
