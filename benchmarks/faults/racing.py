@@ -51,7 +51,7 @@ for line in sys.stdin:
 def two_writers(trials: int) -> dict[str, Any]:
     """Let two processes race for a new folder, for one that holds a run, and for the signals of a rank.
 
-    Each of the three counts as a trial; AssertionError if both have it, if neither has, or if what one wrote is not whole.
+    Each of the three counts as a trial; AssertionError if both have it, if neither has, or if something is not whole.
 
     Returns:
         What was counted: trials, and how often the first of the processes had the folder.
