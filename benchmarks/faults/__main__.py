@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from benchmarks.faults import mendings, trials, volume
+from benchmarks.faults import mendings, racing, trials, volume
 from benchmarks.measure import Row, main, ratio_of
 
 
@@ -95,6 +95,7 @@ def cases(quick: bool) -> Iterable[Callable[[], Iterator[Row]]]:
     )
     yield partial(_tried, "a full disk", trials.full_disk)
     yield partial(_tried, "a clock that goes backwards", trials.clock)
+    yield partial(_tried, "two writers on one folder", partial(racing.two_writers, 6 if quick else 600))
     yield partial(_volume, quick)
     yield partial(_beside, quick, "training beside, the default distance")
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from benchmarks.faults import mendings, small, trials
+from benchmarks.faults import mendings, racing, small, trials
 
 from levada.cli import main
 from levada.runs import Run, RunWriter, SignalWriter, doctor, reseal
@@ -75,6 +75,10 @@ def test_a_full_disk_neither_stops_training_nor_loses_a_verdict() -> None:
 
 def test_a_clock_that_goes_backwards() -> None:
     assert trials.clock()["samples_right"] == 300
+
+
+def test_of_two_processes_that_race_for_one_folder_one_has_it_and_the_other_is_refused() -> None:
+    assert racing.two_writers(30)["trials"] == 30
 
 
 def damage(path: Path, at: float = 0.5) -> None:

@@ -24,7 +24,18 @@ from levada.watching.watch import watch
 DIM, STEPS, LR = 8, 3, 0.05
 WAITED = 25.0  # seconds: who waits for a process that does not come waits for 30, and a machine may be busy
 SIGNALS = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
-EXACT = ["ddp", "unused", "no_sync", "module_inside", "fsdp", "checkpointed", "micro_steps", "compiled", "mhc"]
+EXACT = [
+    "ddp",
+    "unused",
+    "no_sync",
+    "module_inside",
+    "wrapped_later",
+    "fsdp",
+    "checkpointed",
+    "micro_steps",
+    "compiled",
+    "mhc",
+]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 
 
@@ -205,7 +216,7 @@ def kept(sample: Sample) -> dict:
 def wrap(case: str, net: nn.Module, mesh) -> nn.Module:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    if case in ("ddp", "unused", "no_sync", "module_inside", "planted"):
+    if case in ("ddp", "unused", "no_sync", "module_inside", "wrapped_later", "planted"):
         return nn.parallel.DistributedDataParallel(net, find_unused_parameters=case == "unused")
     options = {"mesh": mesh}
     if case == "bfloat16":
@@ -220,10 +231,14 @@ def wrap(case: str, net: nn.Module, mesh) -> nn.Module:
 
 
 def train(case: str, rank: int, mesh) -> tuple[list[str], list[dict]]:
-    net = wrap(case, build(case, torch.float32 if case == "bfloat16" else torch.float64), mesh)
+    net = build(case, torch.float32 if case == "bfloat16" else torch.float64)
+    if case != "wrapped_later":
+        net = wrap(case, net, mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
     given = net.module if case == "module_inside" else net  # as trainers give it to their callbacks
     with watch(given, optimizer, every=1, max_overhead=math.inf) as probe:
+        if case == "wrapped_later":
+            net = wrap(case, net, mesh)
         for step, x in enumerate(batches()):
             half = x.chunk(2)[rank].to(next(net.parameters()).dtype)
             pieces = half.chunk(2) if case in ("no_sync", "micro_steps") else (half,)

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import levada
+from levada._errors import UsageError
 from levada.watching.measure.parameters import ParameterNorms
 from levada.watching.measure.reduce import Message, Peers, Reduction, find_peers
 
@@ -50,6 +52,20 @@ def test_copies_of_shards_count_once(four):
     assert found.values[:, 3].tolist() == [32.0, 4.0], "half of the rows are here"
     # Two copies of each half: over four processes, each half counts half.
     assert (found.values[:, 3] * found.shares(4) * 4).tolist() == [64.0, 8.0]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_parameters_that_are_flattened_are_refused(four, use_orig_params, inside):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    inner = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    outer = FullyShardedDataParallel(inner, device_id=torch.device("cpu"), use_orig_params=use_orig_params)
+    model = inner if inside else outer  # as trainers give it to their callbacks
+    optimizer = torch.optim.SGD(outer.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match=r"FSDP1\) has flattened them. Shard with .*fully_shard \(FSDP2\)"):
+        levada.watch(model, optimizer)
+    assert not model._forward_hooks
 
 
 def test_tensor_parallel_processes_see_the_same_batch(four):

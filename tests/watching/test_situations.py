@@ -30,7 +30,10 @@ def test_what_it_names_is_a_test(file: str, name: str):
 
 def test_the_cases_that_it_names_are_compared_with_one_process():
     cases = set(re.findall(r'"(\w+)"', TABLE))
-    copies, shards = {"ddp", "unused", "no_sync", "module_inside"}, {"fsdp", "micro_steps", "checkpointed", "compiled"}
+    copies, shards = (
+        {"ddp", "unused", "no_sync", "module_inside", "wrapped_later"},
+        {"fsdp", "micro_steps", "checkpointed", "compiled"},
+    )
     assert cases == {*copies, *shards, "mhc"}
     assert cases <= {*test_ranks.EXACT}
     assert test_ranks.Block().up.weight.shape[0] % 2, "shards are uneven"

@@ -41,11 +41,13 @@ def replay(options: argparse.Namespace) -> int:
         if options.model.endswith(".toml"):
             model, usual, loaded = _trained(Path(options.model), bundle)
         else:
-            model, usual, loaded = model_of(options.model), None, False
+            model, usual, loaded = model_of(options.model), None, None
         if options.loss is not None or "targets" not in bundle.values:
             usual = given
-        found = again(bundle, model, usual, as_built=options.as_built or loaded)
+        found = again(bundle, model, usual, as_built=options.as_built or loaded is not None)
     told = {**found.report.to_dict(), "model": options.model}
+    if loaded is not None:
+        told["notes"] = [*told["notes"], f"The weights are those of {loaded}, from before the step."]
     if options.json != "-":
         from levada.report.terminal import print_check
 
@@ -85,8 +87,8 @@ def _require(options: argparse.Namespace) -> tuple[str | None, str]:
     return loss, told
 
 
-def _trained(path: Path, bundle: Bundle) -> tuple[Any, Any, bool]:
-    """Return the network and the loss of a training, by its configuration, and whether its weights are loaded.
+def _trained(path: Path, bundle: Bundle) -> tuple[Any, Any, Path | None]:
+    """Return the network and the loss of a training, by its configuration, and the checkpoint that gave its weights.
 
     Of a bundle that has them in shards or of one stage alone, they are those of the checkpoint from before the step.
     """
@@ -97,6 +99,7 @@ def _trained(path: Path, bundle: Bundle) -> tuple[Any, Any, bool]:
     network = network_of(read(path))
     checkpoint = dict(complete(path.parent / "checkpoints")).get(bundle.step)
     whole = network.state_dict().keys() == bundle.values.get("weights", {}).keys()
-    if not whole and checkpoint is not None:
-        load_weights(checkpoint, network)
-    return network, cross_entropy, not whole and checkpoint is not None
+    if whole or checkpoint is None:
+        return network, cross_entropy, None
+    load_weights(checkpoint, network)
+    return network, cross_entropy, checkpoint

@@ -37,13 +37,14 @@ def optimizers_of(model: nn.Module, optimizer: Any) -> list[Any]:
         optimizer: one, several in a sequence, or None.
 
     Raises:
-        UsageError: if the model has no parameters, or some without values, something is no optimizer, one holds none of
-            the model's, or one is given twice.
+        UsageError: if the model has no parameters, some without values or flattened into others, something is no
+            optimizer, one holds none of the model's, or one is given twice.
     """
     held = {id(p) for p in model.parameters()}
     if not held:
         raise UsageError(f"watch: the model must have parameters, but {type(model).__name__} has none.")
     require_values(model)
+    require_own_shapes(model)
     given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
     if optimizer is not None and not given:
         raise UsageError(
@@ -108,6 +109,23 @@ def require_cadence(every: Any, max_overhead: Any, *, owner: str = "watch") -> t
         rule = f"{owner}: max_overhead must be a share of the training time, in (0, 1]"
         raise UsageError(f"{rule}, got {max_overhead}. {advice}")
     return operator.index(every), share
+
+
+def require_own_shapes(model: nn.Module) -> None:
+    """Raise if parameters lie flattened in another one, as those of the first FSDP do, whose shards are of that one.
+
+    Args:
+        model: what is to be watched.
+
+    Raises:
+        UsageError: if one does.
+    """
+    if any(getattr(p, "_fsdp_flattened", False) for p in model.parameters()):  # private, and all that marks them
+        raise UsageError(
+            "watch: the model's parameters must have their own shapes, but FullyShardedDataParallel (FSDP1) has "
+            "flattened them. Shard with torch.distributed.fsdp.fully_shard (FSDP2); in Lightning that is "
+            "ModelParallelStrategy, in Accelerate and the Trainer fsdp_version 2."
+        )
 
 
 def require_arguments(run: Any, scaler: Any, live: Any, listeners: Any, *, owner: str = "watch") -> list[Listener]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, final
 
 import torch
@@ -16,7 +17,7 @@ from levada.watching.loop.overhead import Cadence
 from levada.watching.measure.coefficients import Taken
 from levada.watching.measure.parameters import SITE_COLUMNS, Packed
 from levada.watching.measure.reading import TABLE, by_block
-from levada.watching.measure.reduce import Message, Reduced, Reduction, find_peers
+from levada.watching.measure.reduce import Message, Peers, Reduced, Reduction, find_peers
 from levada.watching.measure.sample import Sample
 from levada.watching.measure.structure import Structure
 from levada.watching.measure.transfer import Sent
@@ -115,10 +116,17 @@ class Together:
         self.sent: list[Sent] = []
         self._structure, self._cadence, self._sampled = structure, cadence, sampled
         self.distance: int | None = None
-        self._peers = find_peers(model)
-        self._reduction = Reduction(self._peers, marks=len(_RANKS) + 1)
+        self._model = model
         self._asked = False
         self._own: Measured | None = None
+
+    @cached_property
+    def _peers(self) -> Peers | None:
+        return find_peers(self._model)  # asked for by the first step, as a loop may wrap what it watches already
+
+    @cached_property
+    def _reduction(self) -> Reduction:
+        return Reduction(self._peers, marks=len(_RANKS) + 1)
 
     @property
     def several(self) -> bool:
@@ -207,7 +215,8 @@ class Together:
         Args:
             failed: whether it alone has a reason.
         """
-        self._reduction.close(patient=not failed)
+        if "_reduction" in self.__dict__:
+            self._reduction.close(patient=not failed)
 
     def _sample(self, own: Measured, reduced: Reduced) -> Sample:
         sites = len(own.table)
