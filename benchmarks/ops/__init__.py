@@ -2,8 +2,8 @@
 
 An operator is checked first, values and gradients against its reference in float64. Then all programs of a case, and a
 copy that reads and writes as many bytes as the operator must at least move, run in turns over inputs that no cache
-holds (or over 64 of small ones, whose bytes together a row says): forward, backward and both. A row's ratio is the program's time over that copy's: 1 is the limit, 1.18 is 85 % of
-it, 1.33 is 75 %.
+holds (or over 64 of small ones, whose bytes together a row says): forward, backward and both. A row's ratio is the
+program's time over that copy's: 1 is the limit, 1.18 is 85 % of it, 1.33 is 75 %.
 """
 
 from __future__ import annotations
