@@ -1,5 +1,6 @@
 """No speed is reported of what is wrong: the check before operations are timed, and that each operation has a case."""
 
+import dataclasses
 import functools
 import math
 
@@ -46,6 +47,23 @@ def test_a_wrong_gradient_of_levada_stops_it(name, factor):
     wrong = case(**{name: lambda x, f: [x + f, Wrong.apply(x, f, factor)]})
     with pytest.raises(AssertionError, match=f"sum and product, {name}: relative error"):
         next(rows(wrong, CPU, torch.float32, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_of_16_bits_a_few_of_their_own_are_let_pass_and_no_more(dtype):
+    """Wrong numbers of eight streams on an H100 were off by a fifth: 26 times the precision of bfloat16."""
+    for times, right in ((2, True), (6, False)):
+        factor = 1 + times * torch.finfo(dtype).eps
+        given = case(levada=lambda x, f, factor=factor: [x + f, Wrong.apply(x, f, factor)])
+        found = rows(dataclasses.replace(given, tolerance=64.0), CPU, dtype, 1)
+        if right:
+            assert next(found)
+        else:
+            with pytest.raises(AssertionError, match="relative error"):
+                next(found)
+    assert case().limit(torch.float32, 2) == 8 * torch.finfo(torch.float32).eps
+    wide = dataclasses.replace(case(), wide=frozenset({0, 1}))
+    assert wide.limit(dtype, 2) == 8 * torch.finfo(torch.float32).eps
 
 
 def test_what_raises_in_levada_is_not_taken_for_a_rival_that_does_not_run():

@@ -2,8 +2,8 @@
 
 An operator is checked first, values and gradients against its reference in float64. Then all programs of a case, and a
 copy that reads and writes as many bytes as the operator must at least move, run in turns over inputs that no cache
-holds: forward, backward and both. A row's ratio is the program's time over that copy's: 1 is the limit, 1.18 is 85 % of
-it, 1.33 is 75 %.
+holds (or over 64 of small ones, whose bytes together a row says): forward, backward and both. A row's ratio is the
+program's time over that copy's: 1 is the limit, 1.18 is 85 % of it, 1.33 is 75 %.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Operator = Callable[..., Sequence[Tensor]]
 
 _TARGETS: Final = {"forward": 1 / 0.85, "backward": 1 / 0.75}  # on a GPU
 _TOGETHER: Final = {"cuda": 2**29, "cpu": 2**26}  # bytes of the inputs in turn: several times the largest cache
+_SETS: Final = 64  # at most, as each keeps a graph while the way back is timed
 _WHILE: Final = {"cuda": 0.004, "cpu": 0.05}  # seconds that one round of one program takes at least
 _AHEAD: Final = 2 * 10**7  # cycles that a GPU sleeps while the calls are queued: launching is no part of the time
 _REPETITIONS: Final = 11
@@ -43,7 +44,8 @@ class Case:
         programs: what is compared, by name; `reference` is what the others are checked against.
         forward: least number of elements that are moved, read and written, in the type of the inputs.
         backward: the same of the way back.
-        tolerance: of the relative error of each result and gradient, in units of the type's precision.
+        tolerance: of the relative error of each result and gradient, in units of the precision of float32. Of inputs
+            of 16 bits it is four of theirs: what is computed in float32 is rounded once, or twice on its way.
         wide: indices of inputs that stay in float32.
     """
 
@@ -55,6 +57,17 @@ class Case:
     backward: int
     tolerance: float = 8.0
     wide: frozenset[int] = field(default_factory=frozenset)
+
+    def limit(self, dtype: torch.dtype, inputs: int) -> float:
+        """Return what the relative error may be.
+
+        Args:
+            dtype: of the inputs that are not wide.
+            inputs: how many there are.
+        """
+        if dtype.itemsize < 4 and len(self.wide) < inputs and self.tolerance < math.inf:
+            return 4 * torch.finfo(dtype).eps
+        return self.tolerance * torch.finfo(torch.float32).eps
 
     @property
     def own(self) -> bool:
@@ -108,7 +121,7 @@ def rows(case: Case, device: torch.device, dtype: torch.dtype, repetitions: int 
     first = _inputs(case, device, dtype)
     sets = [first]
     size = sum(x.numel() * x.element_size() for x in first)
-    sets += [_inputs(case, device, dtype) for _ in range(min(math.ceil(_TOGETHER[device.type] / size), 64) - 1)]
+    sets += [_inputs(case, device, dtype) for _ in range(min(math.ceil(_TOGETHER[device.type] / size), _SETS) - 1)]
     try:
         truth = _values(case.programs["reference"], [_leaf(x.detach().double(), x) for x in first])
     except Exception as error:  # a package's own layer is what its case compares with
@@ -145,6 +158,7 @@ def rows(case: Case, device: torch.device, dtype: torch.dtype, repetitions: int 
                     **case.size,
                     "error": errors[name],
                     "bytes": elements * first[0].element_size(),
+                    "in_turn": size * len(sets),
                     **({"gigabytes_per_second": round(elements * first[0].element_size() / middle / 1e9)}
                        if device.type == "cuda" else {}),
                 },
@@ -191,7 +205,7 @@ def _error(case: Case, name: str, inputs: Sequence[Tensor], truth: Sequence[Tens
         return f"does not run here: {_told(error)}"
     errors = [(a.double() - b).norm() / b.norm() for a, b in zip(got, truth, strict=True)]
     largest = float(torch.stack(errors).max())  # NaN, if one of them is
-    limit = case.tolerance * torch.finfo(dtype).eps
+    limit = case.limit(dtype, len(inputs))
     if not largest <= limit:
         message = f"relative error {largest:.2e}, above {limit:.2e}"
         if _is_own(name):

@@ -139,7 +139,7 @@ def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
             },
             forward=(3 * n + 2) * area,
             backward=(6 * n + 3) * area,
-            tolerance=64.0,
+            tolerance=256.0,  # plain sums over all tokens take half of it
             wide=frozenset(range(1, 9)),
         )
         for kind, named in (("mHC", "mHC"), ("HyperConnections", "HC")):
