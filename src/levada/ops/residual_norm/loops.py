@@ -96,7 +96,7 @@ def residual_norm_backward(table, first, last, width, centred, eps):
         _write_moments(new, begin, end, moments, centred, eps)
         for t in range(begin, end):
             mean, inverse = moments[t - begin, 0], moments[t - begin, 1]
-            total, aligned = write_sums(new, by_normed, weight, of_weight, of_bias, t * width, whole, (mean, inverse))
+            total, aligned = write_sums(new, by_normed, weight, of_weight, of_bias, (t * width, whole), (mean, inverse))
             for c in range(whole, width):
                 apart, inner = (new[t, c] - mean) * inverse, by_normed[t, c] * weight[c]
                 of_weight[c] += by_normed[t, c] * apart
@@ -106,7 +106,7 @@ def residual_norm_backward(table, first, last, width, centred, eps):
             moments[t - begin, 2], moments[t - begin, 3] = total / count if centred else zero, aligned / count
         for t in range(begin, end):
             row = moments[t - begin]
-            write_gradient(new, by_normed, weight, by_new, by_sum, t * width, whole, (row[0], row[1], row[2], row[3]))
+            write_gradient(new, by_normed, weight, by_new, by_sum, (t * width, whole), (row[0], row[1], row[2], row[3]))
             for c in range(whole, width):
                 apart, inner = (new[t, c] - row[0]) * row[1], by_normed[t, c] * weight[c]
                 by_sum[t, c] = by_new[t, c] + row[1] * (inner - apart * row[3] - row[2])

@@ -42,7 +42,7 @@ class _Row(_Maker):
         Args:
             count: of numbers.
             sums: how many.
-            write: takes what reads a vector there, what writes one, and vectors of sums; returns these with what it adds.
+            write: takes what reads a vector there, what writes one, and vectors of sums, which it returns, added to.
         """
         many = _COUNT(_TOGETHER * self.lanes)
         variables = [[self.zeros() for _ in range(_TOGETHER)] for _ in range(sums)]
@@ -161,14 +161,15 @@ def write_normed(typing, new, normed, weight, bias, start, count, moments):
 
 
 @intrinsic
-def write_sums(typing, new, by_normed, weight, of_weight, of_bias, start, count, moments):
+def write_sums(typing, new, by_normed, weight, of_weight, of_bias, place, moments):
     """Add a row's part to the gradients by weight and bias; return the sums of `u` and of `u n` for what is below."""
 
     def make(context, builder, signature, args):
         row = _Row(context, builder, signature, args)
-        y, g = (row.behind(pointer, row.given[5]) for pointer in row.given[:2])
+        start_, count_ = cgutils.unpack_tuple(builder, row.given[5])
+        y, g = (row.behind(pointer, start_) for pointer in row.given[:2])
         w, of_weight_, of_bias_ = row.given[2:5]
-        mean, inverse = (row.spread(x) for x in cgutils.unpack_tuple(builder, row.given[7]))
+        mean, inverse = (row.spread(x) for x in cgutils.unpack_tuple(builder, row.given[6]))
 
         def write(load, store, sums):
             normed, cotangent = row.times(row.minus(load(y), mean), inverse), load(g)
@@ -177,22 +178,23 @@ def write_sums(typing, new, by_normed, weight, of_weight, of_bias, start, count,
             inner = row.times(cotangent, load(w))
             return row.plus(sums[0], inner), row.plus(sums[1], row.times(inner, normed))
 
-        found = row.over(row.given[6], 2, write)
+        found = row.over(count_, 2, write)
         return context.make_tuple(builder, signature.return_type, found)
 
     pair = types.UniTuple(new.dtype, 2)
-    return pair(new, by_normed, weight, of_weight, of_bias, types.intp, types.intp, pair), make
+    return pair(new, by_normed, weight, of_weight, of_bias, types.UniTuple(types.intp, 2), pair), make
 
 
 @intrinsic
-def write_gradient(typing, new, by_normed, weight, by_new, by_sum, start, count, moments):
+def write_gradient(typing, new, by_normed, weight, by_new, by_sum, place, moments):
     """Write `direct + inverse (u - n aligned - total)`, the gradient by a row's sum."""
 
     def make(context, builder, signature, args):
         row = _Row(context, builder, signature, args)
-        y, g = (row.behind(pointer, row.given[5]) for pointer in row.given[:2])
-        w, direct, found = row.given[2], *(row.behind(pointer, row.given[5]) for pointer in row.given[3:5])
-        mean, inverse, total, aligned = (row.spread(x) for x in cgutils.unpack_tuple(builder, row.given[7]))
+        start_, count_ = cgutils.unpack_tuple(builder, row.given[5])
+        y, g = (row.behind(pointer, start_) for pointer in row.given[:2])
+        w, direct, found = row.given[2], *(row.behind(pointer, start_) for pointer in row.given[3:5])
+        mean, inverse, total, aligned = (row.spread(x) for x in cgutils.unpack_tuple(builder, row.given[6]))
 
         def write(load, store, sums):
             normed = row.times(row.minus(load(y), mean), inverse)
@@ -200,8 +202,8 @@ def write_gradient(typing, new, by_normed, weight, by_new, by_sum, start, count,
             store(row.plus(row.times(inner, inverse), load(direct)), found)
             return ()
 
-        row.over(row.given[6], 0, write)
+        row.over(count_, 0, write)
         return context.get_dummy_value()
 
     four = types.UniTuple(new.dtype, 4)
-    return types.void(new, by_normed, weight, by_new, by_sum, types.intp, types.intp, four), make
+    return types.void(new, by_normed, weight, by_new, by_sum, types.UniTuple(types.intp, 2), four), make
