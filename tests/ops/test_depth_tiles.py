@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from levada.ops import attend_depth, sum_depth
-from levada.ops.depth import reference
+from levada.ops.depth import autograd, reference
 
 pytest.importorskip("numba")
 _tiles = pytest.importorskip("levada.ops._tiles", exc_type=ImportError)
@@ -74,3 +76,51 @@ def test_a_token_gets_the_same_alone_and_nothing_from_its_neighbours():
         alone = derivatives(attend_depth, query, [x[t : t + 1] for x in sources], [x[t : t + 1] for x in by])
         for a, b in zip([*whole[:2], *whole[3:]], [*alone[:2], *alone[3:]], strict=True):
             assert torch.equal(a[t], b[0]) if t not in {2, 4} else not a[t].isfinite().all()
+
+
+@pytest.mark.parametrize("function", [attend_depth, sum_depth])
+def test_gradients_are_the_same_by_the_dispatcher_in_a_checkpoint_and_of_one_result_alone(function):
+    first, sources, by = arguments(6, 5, 2, 20, torch.float64)
+    first = first if function is attend_depth else first[:, :5].contiguous()
+    leaves = [x.requires_grad_() for x in (first, *sources)]
+    expected = torch.autograd.grad(function(leaves[0], leaves[1:]), leaves, by)
+
+    def checkpointed(*given):
+        return function(given[0], given[1:])
+
+    found = checkpoint(checkpointed, *leaves, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves, by), expected, rtol=0, atol=0)
+    found = function(leaves[0], leaves[1:])
+    with FlopCounterMode(display=False):  # which looks at operations
+        got = torch.autograd.grad(found, leaves, by, retain_graph=True)
+    torch.testing.assert_close(got, expected)
+    second = torch.autograd.grad(found[1], leaves, by[1], retain_graph=True)
+    zeros = torch.autograd.grad(found, leaves, (torch.zeros_like(by[0]), by[1]), retain_graph=True)
+    torch.testing.assert_close(second, zeros, rtol=0, atol=0)
+    again = torch.autograd.grad(found, leaves, by, create_graph=True)
+    torch.testing.assert_close(again, expected)
+    with FlopCounterMode(display=False):
+        found = function(leaves[0], leaves[1:])
+    assert not any(x._is_view() for x in found)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves, by), expected)
+
+
+def test_kernels_are_called_without_the_dispatcher_where_nobody_looks(monkeypatch):
+    first, sources, by = arguments(6, 5, 2, 20, torch.float64)
+    for name in ("_ATTEND", "_ATTEND_BACKWARD", "_MIX", "_MIX_BACKWARD"):
+        monkeypatch.setattr(autograd, name, lambda *given: pytest.fail("by the dispatcher"))
+    derivatives(attend_depth, first, sources, by)
+    derivatives(sum_depth, first[:, :5].contiguous(), sources, by)
+
+
+@pytest.mark.parametrize("function", [attend_depth, sum_depth])
+def test_long_rows_in_many_blocks_are_right(function):
+    """Of sums whose weights are the same for all tokens, rows of some are one."""
+    first, sources, by = arguments(70, 3, 2, 200, torch.float32)
+    first = first if function is attend_depth else first[:, :3].contiguous()
+    plain = (lambda q, v: reference.attend(q, v, 1e-6, 1.0, False)[0].unbind()) if function is attend_depth else None
+    plain = plain or (lambda w, v: reference.mix(w, v).unbind())
+    got = derivatives(function, first, sources, by)
+    expected = derivatives(plain, first.double(), [x.double() for x in sources], [x.double() for x in by])
+    for a, b in zip(got, expected, strict=True):
+        assert (a.double() - b).norm() <= 1e-6 * b.norm()

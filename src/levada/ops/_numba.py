@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import numba  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -36,9 +38,24 @@ def compiled(function: Callable[..., Any]) -> Any:
         function: of arrays and numbers.
     """
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
+        made = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # it found none: each process compiles its own
         return numba.njit(**_OPTIONS)(function)
+    # Numba asks whether the function's own file is what it was, not those of the functions that it calls.
+    kept: Any = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if hasattr(kept, "_source_stamp"):
+        kept._source_stamp = kept._source_stamp, _SOURCES
+    return made
+
+
+def _sources() -> str:
+    """Return what changes with any function that is compiled."""
+    names = {"_numba.py", "_tiles.py", "loops.py", "tiles.py"}
+    paths = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.name in names)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+_SOURCES: Final = _sources()
 
 
 @functools.cache

@@ -82,14 +82,15 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        query, products, inverse, *sources = ctx.saved_tensors
+        kept = ctx.saved_tensors  # asked for once: a checkpoint unpacks them at each time, and only once
+        query, products, inverse, *sources = kept
         given, options = _given(cotangents), ctx.options
         if not given:
             return None, None, *(None for _ in sources)
         if _through_plain_operations(*given):
-            kept = reference.attend(query, sources, *options)[1:]
-            found = reference.attend_backward(torch.stack(given), query, sources, *kept, *options[1:])
-        elif is_direct(*given, *ctx.saved_tensors):
+            again = reference.attend(query, sources, *options)[1:]
+            found = reference.attend_backward(torch.stack(given), query, sources, *again, *options[1:])
+        elif is_direct(*given, *kept):
             found = cpu.attend_backward_apart(given, query, sources, products, inverse, *options[1:])
         else:
             found = _ATTEND_BACKWARD(torch.stack(given), query, sources, products, inverse, *options[1:])
@@ -115,7 +116,7 @@ class _Mix(torch.autograd.Function):
             return None, *(None for _ in sources)
         if _through_plain_operations(*given):
             found = reference.mix_backward(torch.stack(given), weights, sources)
-        elif is_direct(*given, *ctx.saved_tensors):
+        elif is_direct(*given, weights, *sources):
             found = cpu.mix_backward_apart(given, weights, sources)
         else:
             found = _MIX_BACKWARD(torch.stack(given), weights, sources)

@@ -141,10 +141,9 @@ def mix_apart(weights: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _mix(loops: ModuleType, sums: Sequence[Tensor], weights: Tensor, sources: Sequence[Tensor]) -> None:
-    dim, work = sources[0].shape[-1], sources[0].numel() * len(sources)
     tensors = *_whole(sources), *sums, weights.contiguous()
-    options = (len(sources), len(sums), dim), weights.ndim < 3, _kind(weights)(1)
-    loops.over_table(loops.mix, tensors, sources[0].numel() // dim, *options, work=work)
+    blocks, *options = _divided(loops, len(sums), weights, sources)
+    loops.over_table(loops.mix, tensors, blocks, *options, work=sources[0].numel() * len(sources))
 
 
 @or_reference
@@ -163,13 +162,19 @@ def mix_backward_apart(
         cotangent = cotangents[0] if weights.ndim == 1 else torch.stack([*cotangents])
         by_weights, by_sources = _plainly(reference.mix_backward, cotangent, weights, sources)
         return by_weights, by_sources
-    dim, count, ways, shared = sources[0].shape[-1], len(sources), len(cotangents), weights.ndim < 3
-    found, tokens = [empty_like(x) for x in sources], sources[0].numel() // dim
-    agreements = weights.new_empty(tokens, ways, count)
+    found = [empty_like(x) for x in sources]
+    blocks, *options = _divided(loops, len(cotangents), weights, sources)
+    agreements = weights.new_empty(blocks, len(cotangents), len(sources))
     tensors = *_whole(sources), *found, *_whole(cotangents), weights.contiguous(), agreements
-    options = (count, ways, dim), shared, _kind(weights)(1)
-    loops.over_table(loops.mix_backward, tensors, tokens, *options, work=sources[0].numel() * count)
-    return (agreements.sum(0) if shared else agreements).view(weights.shape), found
+    loops.over_table(loops.mix_backward, tensors, blocks, *options, work=sources[0].numel() * len(sources))
+    return (agreements.sum(0) if weights.ndim < 3 else agreements).view(weights.shape), found
+
+
+def _divided(loops: ModuleType, ways: int, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return how many blocks of tokens there are, however many threads, and options of the loops of sums."""
+    dim, shared = sources[0].shape[-1], weights.ndim < 3
+    tokens, together = sources[0].numel() // dim, max(1, loops.ELEMENTS // dim) if shared else 1
+    return -(-tokens // together), tokens, (len(sources), ways, dim), together, shared, _kind(weights)(1)
 
 
 def _loops(*tensors: Tensor) -> ModuleType | None:

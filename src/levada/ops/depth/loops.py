@@ -13,8 +13,9 @@ import numpy as np
 from levada.ops._numba import array_at, compiled, exp, over_table
 from levada.ops.depth.tiles import write_gradients, write_products, write_shares, write_squares, write_sum
 
-__all__ = ["TOKENS", "attend", "attend_backward", "mix", "mix_backward", "over_table"]
+__all__ = ["ELEMENTS", "TOKENS", "attend", "attend_backward", "mix", "mix_backward", "over_table"]
 
+ELEMENTS = 4096  # of a source whose products with one weight are one sum, and are read before the next source's
 TOKENS = 16  # whose part of a query's gradient is one sum, however many threads there are
 
 
@@ -102,30 +103,33 @@ def attend_backward(table, first, last, tokens, sizes, factor, normal):
 
 
 @compiled
-def mix(table, first, last, sizes, shared, like):
-    """Write the weighted sums of tokens; the table is of sources, sums and weights: `shared` are one row for all."""
+def mix(table, first, last, tokens, sizes, together, shared, like):
+    """Write the weighted sums of some tokens at a time; the table is of sources, sums and weights.
+
+    `shared` weights are the same for all: rows of some tokens are then one long row. Others are of one token at a time.
+    """
     sources, ways, width = sizes
-    weights = array_at(
-        table[sources + ways], 0 if shared else first, (1 if shared else last - first, ways, sources), like
-    )
-    for j in range(last - first):
-        own = weights[0 if shared else j]
+    weights = array_at(table[sources + ways], 0, (1 if shared else tokens, ways, sources), like)
+    for j in range(first, last):
+        own, start = weights[0 if shared else j], j * together * width
+        length = min(together, tokens - j * together) * width
         for k in range(ways):
-            write_sum(table[sources + k], own[k], table, (first + j) * width, width, k == 0)
+            write_sum(table[sources + k], own[k], table, start, length, k == 0)
 
 
 @compiled
-def mix_backward(table, first, last, sizes, shared, like):
-    """Write the gradients of the sources, and the products of cotangents and sources.
+def mix_backward(table, first, last, tokens, sizes, together, shared, like):
+    """Write the gradients of the sources, and the products of cotangents and sources, of some tokens at a time.
 
     The table is of sources, their gradients, cotangents, weights, and products.
     """
     sources, ways, width = sizes
     given, kept = 2 * sources, 2 * sources + ways
-    weights = array_at(table[kept], 0 if shared else first, (1 if shared else last - first, ways, sources), like)
+    weights = array_at(table[kept], 0, (1 if shared else tokens, ways, sources), like)
     agreements = array_at(table[kept + 1], first, (last - first, ways, sources), like)
-    for j in range(last - first):
-        own, start = weights[0 if shared else j], (first + j) * width
+    for j in range(first, last):
+        own, start = weights[0 if shared else j], j * together * width
+        length = min(together, tokens - j * together) * width
         for k in range(ways):
             row = table[given + k] + start * agreements.itemsize
-            write_shares(agreements[j, k], own[k], table, sources, start, row, width, k > 0)
+            write_shares(agreements[j - first, k], own[k], table, sources, start, row, length, k > 0)
