@@ -10,7 +10,7 @@ from typing import Any, Final, final
 from levada.diagnose.finding import Finding
 from levada.watching.verdict.baseline import LossBaseline
 from levada.watching.verdict.departures import Departures
-from levada.watching.verdict.rise import raised
+from levada.watching.verdict.rise import earlier_rise, raised
 from levada.watching.verdict.spike_words import LATEST, RULE, Spike, finding_of
 from levada.watching.verdict.view import COMPARED, View
 
@@ -232,3 +232,4 @@ class Spikes:
         lately = departures.lately(spike.onset)
         spike.watched = lately[-1] if lately else None
         spike.raised = raised(view.rows, view.rates, spike.onset, view.rises)
+        spike.earlier = earlier_rise(view.rates, view.rises, spike.onset)
