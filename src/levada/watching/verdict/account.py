@@ -53,8 +53,8 @@ def report(
     ended = [finding for finding in found if finding.status == "clear"]
     if ended:
         over = dict[str, list[int]]()
-        for finding in ended:
-            over.setdefault(finding.rule, []).append(int(finding.evidence["cleared_at"]))
+        for one in ended:
+            over.setdefault(one.rule, []).append(int(one.evidence["cleared_at"]))
         notes.append(f"Ended: {', '.join(f'{rule} at {at_steps(sorted(steps))}' for rule, steps in over.items())}.")
     if still := judge.idle.told(model):
         notes.append(still)
