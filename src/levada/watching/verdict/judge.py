@@ -20,6 +20,7 @@ from levada.probe.trace import Site
 from levada.watching.measure.given import Given, given_last
 from levada.watching.measure.sample import Sample
 from levada.watching.steps.skipped import RULE as SKIPPED
+from levada.watching.uncopied import Uncopied
 from levada.watching.verdict.baseline import Baseline, LossBaseline
 from levada.watching.verdict.between import Between
 from levada.watching.verdict.departures import Departures
@@ -53,7 +54,7 @@ WARM_UP: Final = 8
 
 
 @final
-class Judge:
+class Judge(Uncopied):
     """Applies the rules of a watched run to each of its samples.
 
     A rule's finding is told once it held on `confirm` samples in a row, and from then on stands in `findings`; when it
@@ -287,7 +288,7 @@ class Judge:
             self._see_losses(rest)
             self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
         at = max(self._closed_at, self._view.step, getattr(self._source, "steps", 0) - 1)
-        view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
+        view = replace(self._view, loss=self.loss, rates=self._rates.changes, rises=self._rates.rises)
         for _ in range(self.confirm):  # what is back is told once, and then over
             self._ledger.miss_others(self._hold_spike(view, at, ending=True), at, rules=LOSSES)
         found = self._nonfinite.ended(at, self._view, scaled=self._scaled)
