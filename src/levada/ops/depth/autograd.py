@@ -82,14 +82,14 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        query, products, inverse, *sources = ctx.saved_tensors
+        query, products, inverse, *sources = saved = ctx.saved_tensors  # a checkpoint lets them be asked for once
         given, options = _given(cotangents), ctx.options
         if not given:
             return None, None, *(None for _ in sources)
         if _through_plain_operations(*given):
             kept = reference.attend(query, sources, *options)[1:]
             found = reference.attend_backward(torch.stack(given), query, sources, *kept, *options[1:])
-        elif is_direct(*given, *ctx.saved_tensors):
+        elif is_direct(*given, *saved):
             found = cpu.attend_backward_apart(given, query, sources, products, inverse, *options[1:])
         else:
             found = _ATTEND_BACKWARD(torch.stack(given), query, sources, products, inverse, *options[1:])
@@ -109,13 +109,13 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        weights, *sources = ctx.saved_tensors
+        weights, *sources = saved = ctx.saved_tensors
         given = _given(cotangents)
         if not given:
             return None, *(None for _ in sources)
         if _through_plain_operations(*given):
             found = reference.mix_backward(torch.stack(given), weights, sources)
-        elif is_direct(*given, *ctx.saved_tensors):
+        elif is_direct(*given, *saved):
             found = cpu.mix_backward_apart(given, weights, sources)
         else:
             found = _MIX_BACKWARD(torch.stack(given), weights, sources)
