@@ -7,6 +7,7 @@ import importlib
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -217,3 +218,17 @@ def test_without_the_package_the_error_names_it(module, missing, install, monkey
     monkeypatch.delitem(sys.modules, f"levada.integrations.{module}", raising=False)
     with pytest.raises(UsageError, match=install):
         importlib.import_module(f"levada.integrations.{module}")
+
+
+def test_a_package_that_is_there_and_cannot_be_imported_says_so_itself(monkeypatch):
+    broken = ModuleType("transformers")
+    broken.__spec__, broken.__path__ = sys.modules["transformers"].__spec__, []
+
+    def fail(name):
+        raise ModuleNotFoundError(f"Could not import module {name!r}.")  # as of a torchvision for another PyTorch
+
+    broken.__getattr__ = fail
+    monkeypatch.setitem(sys.modules, "transformers", broken)
+    monkeypatch.delitem(sys.modules, "levada.integrations.huggingface", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="Could not import module 'Trainer'"):
+        importlib.import_module("levada.integrations.huggingface")

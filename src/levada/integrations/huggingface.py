@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, final
@@ -15,6 +16,9 @@ from levada.watching.measure.sample import Continue
 try:
     from transformers import Trainer, TrainerCallback
 except ModuleNotFoundError as error:
+    # transformers says so, too, where a package that it imports is broken, as a torchvision made for another PyTorch.
+    if all(map(find_spec, ("transformers", "accelerate"))):
+        raise
     raise MissingExtraError(
         "levada.integrations.huggingface needs transformers and accelerate, which are not installed. "
         "Install them with: pip install 'transformers[torch]'"
