@@ -110,7 +110,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        weights, *sources = saved = ctx.saved_tensors
+        weights, *sources = ctx.saved_tensors
         given = _given(cotangents)
         if not given:
             return None, *(None for _ in sources)
