@@ -1,6 +1,7 @@
 """Loops over tokens on a CPU: whose memory they have, other threads, other processes."""
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import importlib.util
@@ -11,6 +12,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
+
+from levada.ops.manifold import Form
+from levada.ops.manifold import cpu as manifold
+from levada.ops.streams import cpu as streams
 
 numba = pytest.importorskip("numba")
 _numba = pytest.importorskip("levada.ops._numba", exc_type=ImportError)
@@ -83,6 +88,50 @@ def test_a_child_has_threads_of_its_own():
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_reads_and_writes_streams_in_threads_of_its_own(two_threads):
+    """Where PyTorch's own threads would be waited for: what is called here has none."""
+    state, out, writes, mix = (torch.randn(2_048, *shape) for shape in ((4, 16), (16,), (4,), (4, 4)))
+    form = Form(True, 20, 0.0, 0.0, 0.0, 1e-6, False)
+    parameters = torch.randn(24, 64), torch.ones(3), torch.zeros(24)
+
+    def run():
+        new = streams.write(state, out, writes, mix)
+        return [x.numpy().tobytes() for x in (new, *manifold.read(new, *parameters, *form))]
+
+    expected = run()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            faulthandler.dump_traceback_later(120, exit=True)
+            status = 0 if run() == expected else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_logarithm_of_a_sum_is_that_of_c():
+    log = _numba.log
+
+    @numba.njit
+    def of_each(x):
+        y = np.empty_like(x)
+        for i in range(len(x)):
+            y[i] = log(x[i])
+        return y
+
+    x = np.concatenate([np.linspace(1, 16, 300_001), np.geomspace(1, 3e38, 100_001), [np.inf, np.nan]])
+    for dtype in (np.float32, np.float64):
+        given = x.astype(dtype)
+        got, expected = of_each(given), np.log(given.astype(np.float64))
+        assert np.isnan(got[-1])
+        assert got[-2] == np.inf
+        error = np.abs(got[:-2] - expected[:-2])
+        assert (error <= np.finfo(dtype).eps * expected[:-2]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -19,7 +19,7 @@ from numba import carray, types  # type: ignore[import-untyped, import-not-found
 from numba.extending import intrinsic, overload  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-__all__ = ["array_at", "compiled", "exp", "one_over_root", "over_addresses", "over_table", "over_tokens", "tanh"]
+__all__ = ["array_at", "compiled", "exp", "log", "one_over_root", "over_addresses", "over_table", "over_tokens", "tanh"]
 
 _WORTH_A_THREAD: Final = 2**15  # elements: a thread takes some microseconds to begin
 
@@ -236,6 +236,42 @@ def _exp(x):  # type: ignore[no-untyped-def]
     if x == numba.types.float32:
         return lambda x: _exp_single(x)
     return lambda x: math.exp(x)
+
+
+@_exactly
+def _log_single(x):  # type: ignore[no-untyped-def]
+    """Return the logarithm of a float32 that is at least 1, in the same way."""
+    single, whole = np.float32, np.int32
+    bits = single(x).view(whole)
+    k = whole(bits >> 23) - whole(126)
+    m = whole((bits & whole(0x007FFFFF)) | whole(0x3F000000)).view(single)  # x = m 2^k, with m between a half and one
+    low = m < single(0.707106781)
+    m = (m + m if low else m) - single(1)
+    e = single(k - whole(1) if low else k)
+    z = m * m
+    total = single(7.0376836292e-2)
+    total = total * m - single(1.1514610310e-1)
+    total = total * m + single(1.1676998740e-1)
+    total = total * m - single(1.2420140846e-1)
+    total = total * m + single(1.4249322787e-1)
+    total = total * m - single(1.6668057665e-1)
+    total = total * m + single(2.0000714765e-1)
+    total = total * m - single(2.4999993993e-1)
+    total = total * m + single(3.3333331174e-1)
+    small = total * m * z - single(2.12194440e-4) * e - single(0.5) * z
+    return m + small + single(0.693359375) * e if x < single(np.inf) else x  # of NaN nothing is as it says
+
+
+def log(x: Any) -> Any:
+    """Return the logarithm of a number that is at least 1, in compiled functions."""
+    raise NotImplementedError
+
+
+@overload(log, inline="always")
+def _log(x):  # type: ignore[no-untyped-def]
+    if x == numba.types.float32:
+        return lambda x: _log_single(x)
+    return lambda x: math.log(x)
 
 
 @_exactly

@@ -174,13 +174,13 @@ class Reading:
             flat = state.reshape(-1, *state.shape[-2:])
             tokens = flat.shape[0]  # -1 stands for no axis beside one of 0
             by = tuple(None if y is None else y.reshape(tokens, *y.shape[leading:]) for y in by)
-        if any(by[k] is None for k in self.required):
+        if [k for k in self.required if by[k] is None]:
             like = self.fake(flat, *others, *options)
             by = tuple(like[k].zero_() if y is None and k in self.required else y for k, y in enumerate(by))
         given = *by, flat, *others
         found = go_back("read_backward", self.reference, self.cpu, self.gradient, given, kept, options)
         by_state = found[0] if leading == 1 else found[0].view(state.shape)
-        by_others = (None if x is None else y for x, y in zip(others, found[1:], strict=True))
+        by_others = [None if x is None else y for x, y in zip(others, found[1:], strict=True)]
         return by_state, *by_others
 
     def _one_by_one(self, *given: Any) -> tuple[Any, Any]:

@@ -55,7 +55,7 @@ class _Maker:
 
     def store(self, vector, address):
         """Write a vector there."""
-        self.builder.store(vector, self._vector_at(address), align=self.size)
+        self.builder.store(vector, self._vector_at(address, vector.type), align=self.size)
 
     def spread(self, number):
         """Return a vector of one number."""
@@ -82,8 +82,29 @@ class _Maker:
             vector = self.builder.fadd(*(self.builder.shuffle_vector(vector, empty, half) for half in halves))
         return self.builder.extract_element(vector, _LANE(0))
 
-    def _vector_at(self, address):
-        return self.builder.bitcast(address, self.vector.as_pointer())
+    def totals(self, vectors):
+        """Return a vector of the sums of as many vectors as it has numbers, each added up as `total` does."""
+        size = self.lanes
+        while size > 1:
+            starts = range(0, 2 * self.lanes, size)
+            halves = [
+                ir.Constant(ir.VectorType(_LANE, self.lanes), [start + k for start in starts for k in half])
+                for half in (range(size // 2), range(size // 2, size))
+            ]
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [
+                self.builder.fadd(*(self.builder.shuffle_vector(*pair, half) for half in halves)) for pair in pairs
+            ]
+            size //= 2
+        return vectors[0]
+
+    def part(self, vector, first, count):
+        """Return some of a vector's numbers."""
+        places = ir.Constant(ir.VectorType(_LANE, count), [*range(first, first + count)])
+        return self.builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), places)
+
+    def _vector_at(self, address, kind=None):
+        return self.builder.bitcast(address, (kind or self.vector).as_pointer())
 
 
 def _address(context, builder, kind, array, offset):
@@ -153,9 +174,17 @@ def _dots(rows, columns):
                     for i in range(rows):
                         maker.add(sums[i][k], own[i], part)
             first = _address(context, builder, found, found_, at_)
-            for i in range(rows):
+            whole = rows * columns % maker.lanes == 0  # as many sums as vectors have numbers
+            together = maker.lanes // columns if whole else 1
+            for i in range(0, rows, together):
+                parts = [builder.load(one) for line in sums[i : i + together] for one in line]
+                if whole:
+                    found_sums = maker.totals(parts)
+                    for k in range(together):
+                        maker.store(maker.part(found_sums, k * columns, columns), maker.at(first, i + k, stride_))
+                    continue
                 for k in range(columns):
-                    builder.store(maker.total(builder.load(sums[i][k])), maker.at(first, i, stride_, k))
+                    builder.store(maker.total(parts[k]), maker.at(first, i, stride_, k))
             return context.get_dummy_value()
 
         return types.void(found, _PAIR, left, types.intp, right, types.intp, _PAIR), make

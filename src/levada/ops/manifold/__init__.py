@@ -98,7 +98,7 @@ def _takes_operation(state: Tensor, *parameters: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return has_kernels(state, *parameters)
     plain = forward_ad._current_level >= 0 or is_observed()
-    return not plain and all(type(x) in _PLAIN for x in (state, *parameters))
+    return not plain and _PLAIN.issuperset(map(type, (state, *parameters)))
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})

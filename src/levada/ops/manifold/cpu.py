@@ -84,7 +84,7 @@ def read_by(
         form: likewise.
     """
     tokens, n, width = state.shape
-    state, rows = state.contiguous(), len(projection)
+    state, rows = state.contiguous(), projection.shape[0]
     found, inverse = state.new_empty(tokens, rows), state.new_empty(tokens)
     x, reads, writes = state.new_empty(tokens, width), state.new_empty(tokens, n), state.new_empty(tokens, n)
     mix = state.new_empty(tokens, n if form.mixes else 0, n)
@@ -119,14 +119,16 @@ def read_by_backward(
     """Return the gradients by state, handed weights, projection, scale and bias, of what `loops_for` took."""
     state = state.contiguous()
     by_state = empty_like(state)
-    by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
-    given = state, by_x, by_reads, by_writes, by_mix, state if by_new is None else by_new, features, inverse
+    # Without those two, others of the same shapes are given, and not looked at.
+    some = by_writes if by_reads is None else by_reads, by_writes, by_mix, state if by_new is None else by_new
+    given = state, by_x, *some, features, inverse
     tensors = [*map(Tensor.contiguous, given), by_state]
     by_handed = None if handed is None else empty_like(handed)
     # Without, they are neither read nor written.
     tensors += (tensors[2], tensors[2]) if handed is None or by_handed is None else (handed.contiguous(), by_handed)
-    own, chosen = [*map(Tensor.contiguous, (projection, scale, bias))], (by_new is not None, handed is not None)
-    sums = read_tokens_backward(loops, tensors, own, form, *chosen)
+    own = [*map(Tensor.contiguous, (projection, scale, bias))]
+    came = by_new is not None, by_reads is not None, handed is not None
+    sums = read_tokens_backward(loops, tensors, own, form, came)
     by_projection, by_scale, by_bias = sums_of([sums], state.dtype)
     return by_state, by_handed, by_projection, by_scale, by_bias
 
@@ -152,7 +154,7 @@ def read_tokens(
 
 
 def read_tokens_backward(
-    loops: ModuleType, tensors: Sequence[Tensor], own: Sequence[Tensor], form: Form, adds: bool, handed: bool
+    loops: ModuleType, tensors: Sequence[Tensor], own: Sequence[Tensor], form: Form, came: tuple[bool, bool, bool]
 ) -> Any:
     """Write the gradients by some tokens, and return the sums for the parameters.
 
@@ -161,14 +163,14 @@ def read_tokens_backward(
         tensors: what `read_backward_at` takes, to the weights that were handed on and their gradient.
         own: projection, scale and bias.
         form: what is asked for.
-        adds: whether there is a gradient by the streams from behind.
-        handed: whether the weights that the branch read by were handed on.
+        came: whether there is a gradient by the streams from behind, whether there is one by the weights that read,
+            and whether the weights that the branch read by were handed on.
     """
     state, features, by_state = tensors[0], tensors[6], tensors[8]
     _, n, width = state.shape
     apart = own[0].numel() > IN_LOOPS
     by_found = empty_like(features) if apart else features  # which is not written to then
-    chosen = n, width, *options_of(state.dtype, form), adds, handed, apart
+    chosen = n, width, *options_of(state.dtype, form), *came, apart
     sums = together(loops.over_addresses(loops.read_backward_at, [*tensors, *own, by_found], *chosen))
     if not apart:
         return sums

@@ -32,6 +32,23 @@ def _fill(found, start, scale, bias, transposed, logits):
 
 
 @compiled
+def _gate(found, start, scale, bias, gates):
+    """Take the sigmoids of the logits that read and write, one token beside the other, so that they are whole vectors.
+
+    What is over at the end repeats the last token.
+    """
+    n, one = gates.shape[0] // 2, gates.dtype.type(1)
+    for b in range(gates.shape[1]):
+        t = min(start + b, len(found) - 1)
+        for k in range(2 * n):
+            gates[k, b] = found[t, k]
+    for k in range(2 * n):
+        factor, offset = scale[k // n], bias[k]
+        for b in range(gates.shape[1]):
+            gates[k, b] = one / (one + exp(-(gates[k, b] * factor + offset)))
+
+
+@compiled
 def read(
     state, found, inverse, x, reads, writes, mix, given, projection, scale, bias,
     mixes, iterations, epsilons, transposed, apart,
@@ -43,6 +60,7 @@ def read(
     """
     tokens, n, width = state.shape
     one = state.dtype.type(1)  # a literal would make loops of doubles
+    gates = np.empty((2 * n, TOKENS), state.dtype)
     block = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits = np.empty((n, n, TOKENS), state.dtype)
     rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
@@ -59,10 +77,12 @@ def read(
             inverse[t] = 1 / math.sqrt(total / (n * width) + epsilons[3])
             for k in range(found.shape[1]):
                 found[t, k] *= inverse[t]
+        _gate(found, start, scale, bias, gates)
+        for t in range(start, end):
+            b = t - start
             for i in range(n):
-                reads[t, i] = one / (one + exp(-(found[t, i] * scale[0] + bias[i]))) + epsilons[1]
-                sigma = one / (one + exp(-(found[t, n + i] * scale[1] + bias[n + i])))
-                writes[t, i] = (one + one) * sigma + epsilons[2]
+                reads[t, i] = gates[i, b] + epsilons[1]
+                writes[t, i] = (one + one) * gates[n + i, b] + epsilons[2]
             if n == 4:
                 r0, r1, r2, r3 = given[t, 0], given[t, 1], given[t, 2], given[t, 3]
                 for c in range(width):
@@ -86,7 +106,7 @@ def read(
 @compiled
 def read_backward(
     by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, given, by_given,
-    projection, scale, bias, by_features, mixes, iterations, epsilons, transposed, adds, handed, apart,
+    projection, scale, bias, by_features, mixes, iterations, epsilons, transposed, adds, asked, handed, apart,
 ):  # fmt: skip
     """Write the gradient by the state.
 
@@ -100,6 +120,13 @@ def read_backward(
     one = state.dtype.type(1)  # a literal would make loops of doubles
     zero, share = state.dtype.type(0), one / state.dtype.type(n * width)  # `one * 0` would be a double
     by_scale, by_bias = np.zeros(len(scale)), np.zeros(len(bias))  # float64: thousands of tokens cancel
+    by_factor, factors = (
+        np.zeros(len(bias)),
+        np.empty(len(bias), state.dtype),
+    )  # a logit's scale, and the gradient by it
+    for k in range(len(bias)):
+        factors[k] = scale[min(k // n, 2)]
+    gates = np.empty((2 * n, TOKENS), state.dtype)
     softmax, kernel = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     logits, gradient = np.empty((n, n, TOKENS), state.dtype), np.empty((n, n, TOKENS), state.dtype)
     rows, columns = np.empty((iterations + 1, n, TOKENS), state.dtype), np.empty((iterations, n, TOKENS), state.dtype)
@@ -124,18 +151,20 @@ def read_backward(
                 gradient, softmax, kernel, rows, columns, iterations, epsilons[0], parts, by_row, by_column
             )
         end = min(start + TOKENS, tokens)
+        _gate(found, start, scale, bias, gates)
         for t in range(start, end):
             for i in range(n):
-                sigma = one / (one + exp(-(found[t, i] * scale[0] + bias[i])))
-                g = zero if handed else by_reads[t, i]
+                sigma = gates[i, t - start]
+                by_read = by_reads[t, i] if asked else zero
+                g = zero if handed else by_read
                 for c in range(width):
                     g += by_x[t, c] * state[t, i, c]
                 if handed:
-                    reads[i], by_given[t, i], g = given[t, i], g, by_reads[t, i]
+                    reads[i], by_given[t, i], g = given[t, i], g, by_read
                 else:
                     reads[i] = sigma + epsilons[1]
                 by_logits[i] = g * sigma * (one - sigma)
-                sigma = one / (one + exp(-(found[t, n + i] * scale[1] + bias[n + i])))
+                sigma = gates[n + i, t - start]
                 by_logits[n + i] = (one + one) * by_writes[t, i] * sigma * (one - sigma)
                 if mixes:
                     for j in range(n):
@@ -143,12 +172,11 @@ def read_backward(
                         by_logits[k] = gradient[i, j, t - start]
             along = zero  # of the projected features, by which the norm goes back
             for k in range(len(bias)):
-                kind = min(k // n, 2)
                 product = by_logits[k] * found[t, k]
                 by_bias[k] += by_logits[k]
-                by_scale[kind] += product
-                along += product * scale[kind]
-                by_found[t - start, k] = by_logits[k] * scale[kind] * inverse[t]
+                by_factor[k] += product
+                along += product * factors[k]
+                by_found[t - start, k] = by_logits[k] * factors[k] * inverse[t]
             shrink = along * inverse[t] * inverse[t] * share
             for j in range(n):
                 r = reads[j]
@@ -163,6 +191,8 @@ def read_backward(
         else:
             add_product(by_streams[start:end], by_found[: end - start], projection)
             add_product_transposed(by_projection, by_found[: end - start], streams[start:end])
+    for k in range(len(bias)):
+        by_scale[min(k // n, 2)] += by_factor[k]
     return by_scale, by_bias, by_projection
 
 
@@ -188,7 +218,7 @@ def read_at(addresses, first, end, n, width, one, mixes, iterations, epsilons, t
 
 @compiled
 def read_backward_at(
-    addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed, adds, handed, apart
+    addresses, first, end, n, width, one, mixes, iterations, epsilons, transposed, adds, asked, handed, apart
 ):
     """Do what `read_backward` does, with the addresses of its arrays."""
     tokens, kinds, rows = end - first, 3 if mixes else 2, n * (2 + n) if mixes else 2 * n
@@ -207,5 +237,5 @@ def read_backward_at(
     by_features = array_at(addresses[14], first, (tokens, rows), one)
     return read_backward(
         by_x, by_reads, by_writes, by_mix, by_new, state, found, inverse, by_state, given, by_given,
-        projection, scale, bias, by_features, mixes, iterations, epsilons, transposed, adds, handed, apart,
+        projection, scale, bias, by_features, mixes, iterations, epsilons, transposed, adds, asked, handed, apart,
     )  # fmt: skip

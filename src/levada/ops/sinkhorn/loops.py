@@ -6,11 +6,9 @@ Reading streams takes its iterations from here, too.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from levada.ops._numba import compiled, exp, over_tokens
+from levada.ops._numba import compiled, exp, log, over_tokens
 
 __all__ = ["TOKENS", "normalise", "normalise_backward", "over_tokens", "sinkhorn", "sinkhorn_backward"]
 
@@ -22,6 +20,12 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
     """Make a block's factors: the matrix after step t is `rows[t + 1] kernel columns[t]`; see the reference."""
     n, tokens = logits.shape[0], logits.shape[2]
     one = logits.dtype.type(1)
+    if n == 4 and tokens == TOKENS:
+        flat = kernel.reshape(16 * TOKENS)
+        _begin_of_four(logits.reshape(16 * TOKENS), softmax.reshape(16 * TOKENS), flat, epsilon)
+        rows[0] = one
+        _steps_of_four(flat, rows.reshape(rows.size), columns.reshape(columns.size), epsilon)
+        return
     most, total = columns[0, 0], rows[0, 0]  # for now; one matrix beside the other, in all loops that are innermost
     for j in range(n):
         for b in range(tokens):
@@ -38,7 +42,7 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
             for b in range(tokens):
                 softmax[i, j, b] /= total[b]
         for b in range(tokens):
-            total[b] = math.log(total[b])
+            total[b] = log(total[b])
         for i in range(n):
             for b in range(tokens):
                 kernel[i, j, b] -= total[b]
@@ -58,9 +62,6 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
             for b in range(tokens):
                 kernel[i, j, b] = exp(kernel[i, j, b] - most[b])
     rows[0] = one
-    if n == 4 and tokens == TOKENS:
-        _steps_of_four(kernel.reshape(16 * TOKENS), rows.reshape(rows.size), columns.reshape(columns.size), epsilon)
-        return
     # Matrices are the innermost loop, of whole rows: sums over a token's entries would not fill the vector units.
     for t in range(iterations):
         for j in range(n):
@@ -87,6 +88,33 @@ def normalise(logits, softmax, kernel, rows, columns, iterations, epsilon):
                     row[b] += entry[b] * column[b]
             for b in range(tokens):
                 row[b] = one / row[b]
+
+
+@compiled
+def _begin_of_four(logits, softmax, kernel, epsilon):
+    """Make what the steps of 4 x 4 matrices begin with; see `_steps_of_four`."""
+    n = TOKENS
+    for at in range(0, 4 * n, n):
+        r, s, k = logits[at : at + 13 * n], softmax[at : at + 13 * n], kernel[at : at + 13 * n]
+        for b in range(n):
+            e, f, g, h = r[b], r[4 * n + b], r[8 * n + b], r[12 * n + b]
+            most = max(max(e, f), max(g, h))
+            e, f, g, h = e - most, f - most, g - most, h - most
+            v, w, x, y = exp(e), exp(f), exp(g), exp(h)
+            total = (v + w) + (x + y)
+            s[b], s[4 * n + b], s[8 * n + b], s[12 * n + b] = v / total, w / total, x / total, y / total
+            total = log(total)
+            k[b], k[4 * n + b], k[8 * n + b], k[12 * n + b] = e - total, f - total, g - total, h - total
+    if epsilon != 0:
+        for q in range(16 * n):
+            kernel[q] = softmax[q] + epsilon
+        return
+    for at in range(0, 16 * n, 4 * n):
+        k = kernel[at : at + 4 * n]
+        for b in range(n):
+            e, f, g, h = k[b], k[n + b], k[2 * n + b], k[3 * n + b]
+            most = max(max(e, f), max(g, h))
+            k[b], k[n + b], k[2 * n + b], k[3 * n + b] = exp(e - most), exp(f - most), exp(g - most), exp(h - most)
 
 
 @compiled
@@ -167,16 +195,32 @@ def _back_of_four(by_mix, k, rows, columns, epsilon, by_row, by_column, by_rows,
             e, f, g, h = k[12 * n + b], k[13 * n + b], k[14 * n + b], k[15 * n + b]
             by_row[3 * n + b] -= r[3 * n + b] * ((e * v + f * w) + (g * x + h * y))
     by_columns[:step] = 0
-    for i in range(4):
-        g = by_mix[step * i : step * (i + 1)]
-        for at in range(0, len(columns), step):
-            r, v = rows[at + n * i : at + n * (i + 1)], by_rows[at + n * i : at + n * (i + 1)]
-            c, w = columns[at : at + step], by_columns[at : at + step]
-            for b in range(TOKENS):
-                g[b] -= v[b] * c[b] + r[b] * w[b]
-                g[n + b] -= v[b] * c[n + b] + r[b] * w[n + b]
-                g[2 * n + b] -= v[b] * c[2 * n + b] + r[b] * w[2 * n + b]
-                g[3 * n + b] -= v[b] * c[3 * n + b] + r[b] * w[3 * n + b]
+    for at in range(0, len(columns), step):
+        r, v = rows[at : at + step], by_rows[at : at + step]
+        c, w = columns[at : at + step], by_columns[at : at + step]
+        for b in range(TOKENS):  # all entries in one loop: before each, the compiler looks for memory that overlaps
+            e, f, g, h = c[b], c[n + b], c[2 * n + b], c[3 * n + b]
+            p, q, s, u = w[b], w[n + b], w[2 * n + b], w[3 * n + b]
+            x, y = v[b], r[b]
+            by_mix[b] -= x * e + y * p
+            by_mix[n + b] -= x * f + y * q
+            by_mix[2 * n + b] -= x * g + y * s
+            by_mix[3 * n + b] -= x * h + y * u
+            x, y = v[n + b], r[n + b]
+            by_mix[4 * n + b] -= x * e + y * p
+            by_mix[5 * n + b] -= x * f + y * q
+            by_mix[6 * n + b] -= x * g + y * s
+            by_mix[7 * n + b] -= x * h + y * u
+            x, y = v[2 * n + b], r[2 * n + b]
+            by_mix[8 * n + b] -= x * e + y * p
+            by_mix[9 * n + b] -= x * f + y * q
+            by_mix[10 * n + b] -= x * g + y * s
+            by_mix[11 * n + b] -= x * h + y * u
+            x, y = v[3 * n + b], r[3 * n + b]
+            by_mix[12 * n + b] -= x * e + y * p
+            by_mix[13 * n + b] -= x * f + y * q
+            by_mix[14 * n + b] -= x * g + y * s
+            by_mix[15 * n + b] -= x * h + y * u
 
 
 @compiled

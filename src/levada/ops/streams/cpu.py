@@ -21,11 +21,12 @@ def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Te
     loops = loops_for(_LOOPS, state, out, weights, mix)
     if loops is None:
         return reference.write(state, out, weights, mix)
-    given, new = _arrays(state, out, weights, mix), empty_like(state)
-    if _follow_tokens(given):
-        loops.over_addresses(loops.write_at, [*given, new], *options_of(state, mix))
-    else:
+    new = empty_like(state)
+    given, shared = _arrays(state, out, weights, mix)
+    if shared:
         loops.over_tokens(loops.write, [*given, new], mix is not None)
+    else:
+        loops.over_addresses(loops.write_at, [*given, new], *options_of(state, mix))
     return new
 
 
@@ -37,13 +38,13 @@ def write_backward(
     loops = loops_for(_LOOPS, cotangent, state, out, weights, mix)
     if loops is None:
         return reference.write_backward(cotangent, state, out, weights, mix)
-    given = _arrays(state, out, weights, mix)
-    found = [empty_like(x) for x in given]
+    given, shared = _arrays(state, out, weights, mix)
+    found = [*map(empty_like, given)]
     tensors = [cotangent.contiguous(), *given, *found]
-    if _follow_tokens(given):
-        loops.over_addresses(loops.write_backward_at, tensors, *options_of(state, mix))
-    else:
+    if shared:
         loops.over_tokens(loops.write_backward, tensors, mix is not None)
+    else:
+        loops.over_addresses(loops.write_backward_at, tensors, *options_of(state, mix))
     if mix is None:
         found[0], found[3] = state.new_empty(0), weights.new_empty(0)
     return found[0], found[1], found[2], found[3]
@@ -59,13 +60,12 @@ def options_of(state: Tensor, mix: Tensor | None) -> tuple[object, ...]:
     return *state.shape[1:], mix is not None, number_of(state.dtype)
 
 
-def _follow_tokens(given: list[Tensor]) -> bool:
-    return given[2].stride(0) != 0 and given[3].stride(0) != 0
-
-
-def _arrays(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> list[Tensor]:
-    given = weights, weights.unsqueeze(-1) if mix is None else mix
-    return [state.contiguous(), out.contiguous(), *map(_in_place, given)]
+def _arrays(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> tuple[list[Tensor], bool]:
+    """Return what loops are given, and whether there are weights that all tokens have in one place."""
+    given = state, out, weights, weights.unsqueeze(-1) if mix is None else mix
+    if weights.stride(0) != 0 and given[3].stride(0) != 0:
+        return [*map(Tensor.contiguous, given)], False
+    return [state.contiguous(), out.contiguous(), *map(_in_place, given[2:])], True
 
 
 def _in_place(x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from levada.ops._cpu import blocks_of, rows_of
@@ -59,7 +58,8 @@ def write_and_read_backward(
         return reference.write_and_read_backward(*by, *written, *read, *options)
     writing, reading = found
     given = _contiguous(*written)
-    by_reads = torch.zeros_like(by_writes) if by_reads is None else by_reads
+    told = by_new is not None, by_reads is not None, False
+    by_reads = by_writes if by_reads is None else by_reads  # without, it is not looked at
     # What was kept, too, may come back in another layout: who saves tensors has the choice.
     new, features, inverse = (y.contiguous() for y in (new, features, inverse))
     came = [new, *(y.contiguous() for y in (by_x, by_reads, by_writes, by_mix, new if by_new is None else by_new))]
@@ -72,7 +72,7 @@ def write_and_read_backward(
         by_written = part(by_state) if mix is None else arrives[: len(some[0])]
         made = [*some, by_written, some[2], some[2]]  # no weights were handed on
         # Of many streams a block's sums take more memory than its tokens: none are kept.
-        sums = [together([*sums, read_tokens_backward(reading, made, own, form, by_new is not None, False)])]
+        sums = [together([*sums, read_tokens_backward(reading, made, own, form, told)])]
         made = [*map(part, (*given, by_state, by_out, by_weights, by_old_mix))]
         writing.over_addresses(writing.write_backward_at, [by_written, *made], *written_by(state, mix))
     by_old_mix = weights.new_empty(0) if mix is None else by_old_mix
