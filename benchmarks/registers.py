@@ -28,7 +28,7 @@ _POINTERS: Final = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"
 }  # fmt: skip
 _SHOWN: Final = ("warps", "registers", "spilled", "shared")
-_TOKENS, _STREAMS, _WIDTH, _SOURCES = 4096, 4, 2560, 13
+_TOKENS, _STREAMS, _WIDTH, _SOURCES, _NARROW = 4096, 4, 2560, 13, torch.bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Kernel:
 
 
 def _narrow(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    return torch.empty(shape, dtype=_NARROW, device="meta")
 
 
 def _wide(*shape: int) -> Tensor:
@@ -277,6 +277,9 @@ def main() -> int:
     """Compile the kernels of the operations named, or of all, keep a row for each, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.registers", description=main.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)} (default: all)")
+    parser.add_argument(
+        "--capability", type=int, action="append", help="of a GPU, as 90 for sm_90 (default: 80, 90, 100)"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if unknown := set(options.names) - set(CASES):
@@ -284,7 +287,7 @@ def main() -> int:
     before = read(options.output) if options.output.exists() else []
     kept = [row for row in before if row.operation not in (options.names or CASES)]
     for name in options.names or CASES:
-        for capability in CAPABILITIES:
+        for capability in options.capability or CAPABILITIES:
             for row in kernels_of(name, capability):
                 print(f"{row.operation}: {row.kernel}, sm_{row.capability}: {row.registers} registers", file=sys.stderr)
                 kept.append(row)

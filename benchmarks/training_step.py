@@ -3,7 +3,9 @@
 Both networks share the weights of their branches, stem and head, so that both fit; a step is forward and backward in
 bfloat16 with a loss of every token, without the optimizer, whose part does not depend on the connection.
 
-python -m benchmarks.training_step [--quick] [--device cuda] [--width 4096] [--layers 24] [--tokens 4096]
+Memory is what the device says; on a CPU, what tensors are counted to take.
+
+python -m benchmarks.training_step [--quick] [--all] [--device cuda] [--width 4096] [--layers 24] [--tokens 4096]
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import torch
 from torch import nn
 
 import levada
-from benchmarks.measure import Row, print_row, ratio_of
+from benchmarks.costs import OPTIONS, listed
+from benchmarks.measure import Row, peak_bytes, print_row, ratio_of
 from levada.networks import Network, transformer
 
 _VOCABULARY = 1024
@@ -32,6 +35,13 @@ _CANDIDATES: dict[str, tuple[Callable[..., levada.Connection], dict[str, object]
     "HyperConnection, n = 4": (levada.HyperConnection, {"streams": 4}, None),
     "AttentionResidual, blocks of 6 layers": (levada.AttentionResidual, {"block_size": 6}, 1.04),
 }
+
+
+def candidates(every: bool) -> dict[str, tuple[Callable[..., levada.Connection], dict[str, object], float | None]]:
+    """Return those that have targets, or all connections: but those whose branches have another width."""
+    left_out = "Residual", "Dense", "Reversible"
+    others = {name: (c, OPTIONS.get(name, {}), None) for name, c in listed().items() if name not in left_out}
+    return _CANDIDATES | (others if every else {})
 
 
 def build(connection: Callable[..., levada.Connection], options: argparse.Namespace, **given: object) -> Network:
@@ -71,16 +81,20 @@ def step_of(net: Network, tokens: torch.Tensor) -> Callable[[], float]:
 
 
 def seconds(step: Callable[[], float]) -> float:
-    """Return the time of a step."""
-    start = time.perf_counter()
+    """Return the time of a step: of one thread what it had of the processor, which others do not stretch."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    clock = time.thread_time if alone else time.perf_counter
+    start = clock()
     step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def peak(step: Callable[[], float]) -> int:
+def peak(step: Callable[[], float], device: str) -> int:
     """Return the most bytes that a step has taken beside what was there before."""
+    if device != "cuda":
+        return peak_bytes(step)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -96,7 +110,7 @@ def rows(options: argparse.Namespace, repetitions: int) -> Iterator[Row]:
     base = step_of(plain, tokens)
     base()
     size = f"{options.layers} layers of {options.width}, {options.tokens} tokens"
-    for name, (connection, given, target) in _CANDIDATES.items():
+    for name, (connection, given, target) in candidates(options.all).items():
         for checkpoint in (False, True):
             net = sharing(build(connection, options, **given, checkpoint=checkpoint), plain)
             step = step_of(net, tokens)
@@ -117,22 +131,21 @@ def rows(options: argparse.Namespace, repetitions: int) -> Iterator[Row]:
                 case=f"time, {label}",
                 ratio=ratio_of(ratios),
                 repetitions=repetitions,
-                target=None if checkpoint else target,
+                target=target if options.device == "cuda" and not checkpoint else None,
                 extra={
                     **extra,
                     "loss": round(loss, 4),
                     "milliseconds": round(1e3 * statistics.median([taken[base]]), 1),
                 },
             )
-            if options.device == "cuda":
-                least, most = peak(base), peak(step)
-                yield row(
-                    case=f"memory, {label}",
-                    ratio=ratio_of([most / least]),
-                    repetitions=1,
-                    target=1.5 if checkpoint else None,
-                    extra={**extra, "mebibytes": [least >> 20, most >> 20]},
-                )
+            least, most = peak(base, options.device), peak(step, options.device)
+            yield row(
+                case=f"memory, {label}",
+                ratio=ratio_of([most / least]),
+                repetitions=1,
+                target=1.5 if checkpoint and options.device == "cuda" else None,
+                extra={**extra, "mebibytes": [least >> 20, most >> 20]},
+            )
             del net, step
 
 
@@ -140,6 +153,7 @@ def main() -> int:
     """Print each row beside its target and append the rows to `results/training_step.jsonl`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="a small network, nothing kept")
+    parser.add_argument("--all", action="store_true", help="every connection, not only those with targets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=24, help="an attention and a feed-forward each")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import os
 import random
 import sys
@@ -230,7 +231,7 @@ def rounds(
             stack.enter_context(emptily_hooked(pair[1], optimizers[1], every_hook="all" in what))
         else:
             options: dict[str, Any] = {
-                "a sampled step": {"every": 1, "max_overhead": 100.0},
+                "a sampled step": {"every": 1, "max_overhead": math.inf},
                 "a step not sampled": {"every": 1 << 30},
                 "a step not sampled, mixed precision": {"every": 1 << 30},
                 "a step not sampled, recorded": {"every": 1 << 30, "run": f"{folder}/run"},

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sphinx import addnodes
+from sphinx.ext.viewcode import viewcode_anchor
+
 from levada import __version__
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # docs.catalogue, which takes from benchmarks
@@ -77,6 +80,21 @@ def _share_contents(app: Any) -> None:
     app.connect("html-page-context", share, priority=400)  # before the theme reads it
 
 
+def _anchor_sources(app: Any, doctree: Any) -> None:
+    """Give each description the anchor to which its source links back.
+
+    That is the module's name as it was described first, and the last page that describes it, where this may be
+    `:no-index:`, which has no anchor, or under a shorter name.
+    """
+    for signature in doctree.findall(addnodes.desc_signature):
+        for link in signature.findall(viewcode_anchor):
+            module = link["reftarget"].removeprefix("_modules/").replace("/", ".")
+            name = f"{app.env._viewcode_modules[module][3]}.{link['refid']}"
+            if name not in doctree.ids:
+                signature["ids"].append(name)
+                doctree.ids[name] = signature
+
+
 EXPLORER = Path(__file__).resolve().parents[1] / "src/levada/web/static/single/explore.html"
 
 
@@ -96,6 +114,7 @@ def setup(app: Any) -> None:
     """Convert docstrings before napoleon reads their sections; put the explorer beside the pages."""
     _share_contents(app)
     app.connect("source-read", _link_explorer)
+    app.connect("doctree-read", _anchor_sources, priority=600)  # after the links to the source
     app.connect("build-finished", _put_explorer)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_rst, priority=100)

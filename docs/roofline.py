@@ -1,6 +1,6 @@
-"""The figure of how near to a copy's bandwidth each operation comes, made of the rows that were measured on an H100.
+"""The figure of how near to a copy's bandwidth each operation comes, made of the rows of the GPU measured last.
 
-    python -m docs.roofline
+    python -m docs.roofline [--rows FILE] [--image FILE]
 
 writes `images/roofline.svg`, in the reports' style. What takes more arithmetic for each byte that must be moved lies to
 the right.
@@ -8,6 +8,7 @@ the right.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,6 @@ __all__ = ["IMAGE", "Point", "draw", "points"]
 
 ROWS = Path(__file__).parents[1] / "benchmarks" / "results" / "ops.jsonl"
 IMAGE = Path(__file__).parent / "images" / "roofline.svg"
-DEVICE = "H100"
 
 PROGRAMS = ("levada", "PyTorch", "liger-kernel")
 NAMES = {
@@ -73,15 +73,16 @@ def operations_of(operator: str, way: str, n: int) -> int:
 
 
 def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """Return the newest point of each program and operation that a name is known for.
+    """Return the newest point of each program and operation that a name is known for, on the GPU measured last.
 
     Args:
         rows: of `benchmarks/results/ops.jsonl`.
     """
     found = {}
-    for row in rows:
-        operator, way = re.match(r"(.+) (forward|backward) ", row["case"]).groups()  # type: ignore[union-attr]
-        if DEVICE not in row["machine"]["device"] or (operator, way) not in NAMES:
+    on_gpu = [row for row in rows if row["machine"]["device"] != "CPU"]
+    for row in on_gpu:
+        operator, way = re.match(r"(.+) (forward|backward|both) ", row["case"]).groups()  # type: ignore[union-attr]
+        if row["machine"]["device"] != on_gpu[-1]["machine"]["device"] or (operator, way) not in NAMES:
             continue
         name = NAMES[operator, way]
         program = {"reference": "PyTorch"}.get(row["candidate"], row["candidate"].split(",")[0])
@@ -196,8 +197,14 @@ def _style() -> str:
 
 def main() -> None:
     """Write the figure."""
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
-    IMAGE.write_text(draw(points(rows)), encoding="utf-8")
+    parser = argparse.ArgumentParser(prog="python -m docs.roofline", description=main.__doc__)
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--image", type=Path, default=IMAGE)
+    options = parser.parse_args()
+    found = points(json.loads(line) for line in options.rows.read_text().splitlines())
+    if not found:
+        parser.error(f"{options.rows} has no row of a GPU for an operation that is drawn: take some first")
+    options.image.write_text(draw(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ class Interruption:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
         if event != "call" or not file.startswith(LIBRARY) or file.endswith(("cli.py", "parsing.py", "_ranks.py")):
             return  # words are parsed before a command
-        if name == "__del__":  # what it raises, Python prints and forgets
+        if name in ("__del__", "<genexpr>"):  # what they raise when they are let go of, Python prints and forgets
             return
         self.calls += 1
         if self.calls == self.at:

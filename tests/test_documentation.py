@@ -83,15 +83,19 @@ def test_no_built_page_asks_for_a_script_of_another_host() -> None:
     assert asking == {}
 
 
-def test_every_link_of_a_built_page_leads_to_another() -> None:
+def test_every_link_of_a_built_page_leads_to_another_and_to_a_place_on_it() -> None:
     built = DOCS / "_build"
     if not built.exists():
         pytest.skip("the documentation is not built: make docs")
+    pages = {one.resolve(): one.read_text(encoding="utf-8") for one in built.rglob("*.html")}
+    places = {one: set(re.findall(r'\b(?:id|name)="([^"]+)"', text)) for one, text in pages.items()}
     gone = set()
-    for one in built.rglob("*.html"):
-        for link in re.findall(r'href="([^"#?:]+\.html)["#]', one.read_text(encoding="utf-8")):
-            if not (one.parent / link).exists():
-                gone.add((str(one.relative_to(built)), link))
+    for one, text in pages.items():
+        for link in re.findall(r'<a\s[^>]*?href="([^":?]+)"', text):
+            path, _, place = link.partition("#")
+            to = (one.parent / path).resolve() if path else one
+            if (to.suffix == ".html" and to not in pages) or (place and to in pages and place not in places[to]):
+                gone.add((str(one.relative_to(built.resolve())), link))
     assert gone == set()
 
 

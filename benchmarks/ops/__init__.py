@@ -2,7 +2,8 @@
 
 An operator is checked first, values and gradients against its reference in float64. Then all programs of a case, and a
 copy that reads and writes as many bytes as the operator must at least move, run in turns over inputs that no cache
-holds. A row's ratio is the program's time over that copy's: 1 is the limit, 1.18 is 85 % of it, 1.33 is 75 %.
+holds (or over 64 of small ones, whose bytes together a row says): forward, backward and both. A row's ratio is the
+program's time over that copy's: 1 is the limit, 1.18 is 85 % of it, 1.33 is 75 %.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch import Tensor
 
 from benchmarks.measure import Row, ratio_of
 
-__all__ = ["Case", "Operator", "compiled", "read_inputs", "rows"]
+__all__ = ["Case", "Operator", "compiled", "hyper_inputs", "read_inputs", "rows"]
 
 Operator = Callable[..., Sequence[Tensor]]
 """Takes a case's inputs and returns tensors of which each has a gradient, at least by one input."""
 
 _TARGETS: Final = {"forward": 1 / 0.85, "backward": 1 / 0.75}  # on a GPU
 _TOGETHER: Final = {"cuda": 2**29, "cpu": 2**26}  # bytes of the inputs in turn: several times the largest cache
+_SETS: Final = 64  # at most, as each keeps a graph while the way back is timed
 _WHILE: Final = {"cuda": 0.004, "cpu": 0.05}  # seconds that one round of one program takes at least
 _AHEAD: Final = 2 * 10**7  # cycles that a GPU sleeps while the calls are queued: launching is no part of the time
 _REPETITIONS: Final = 11
@@ -42,7 +44,8 @@ class Case:
         programs: what is compared, by name; `reference` is what the others are checked against.
         forward: least number of elements that are moved, read and written, in the type of the inputs.
         backward: the same of the way back.
-        tolerance: of the relative error of each result and gradient, in units of the type's precision.
+        tolerance: of the relative error of each result and gradient, in units of the precision of float32. Of inputs
+            of 16 bits it is four of theirs: what is computed in float32 is rounded once, or twice on its way.
         wide: indices of inputs that stay in float32.
     """
 
@@ -54,6 +57,22 @@ class Case:
     backward: int
     tolerance: float = 8.0
     wide: frozenset[int] = field(default_factory=frozenset)
+
+    def limit(self, dtype: torch.dtype, inputs: int) -> float:
+        """Return what the relative error may be.
+
+        Args:
+            dtype: of the inputs that are not wide.
+            inputs: how many there are.
+        """
+        if dtype.itemsize < 4 and len(self.wide) < inputs and self.tolerance < math.inf:
+            return 4 * torch.finfo(dtype).eps
+        return self.tolerance * torch.finfo(torch.float32).eps
+
+    @property
+    def own(self) -> bool:
+        """Whether a program of levada's is among them."""
+        return any(map(_is_own, self.programs))
 
 
 def compiled(function: Operator) -> Operator:
@@ -74,28 +93,52 @@ def read_inputs(tokens: int, n: int, width: int, mixes: bool) -> Sequence[Tensor
     return [x.requires_grad_() for x in tensors]
 
 
+def hyper_inputs(tokens: int, n: int, width: int) -> Sequence[Tensor]:
+    """Return streams, and the parameters of hyper-connections that read them."""
+    tensors = [
+        torch.randn(tokens, n, width),
+        torch.rand(n),
+        torch.eye(n) + 0.1 * torch.randn(n, n),
+        torch.rand(n) + 0.5,
+        torch.randn(n + 2, width) * width**-0.5,
+        torch.full((1,), 0.5),
+        torch.full((1,), 0.5),
+        torch.rand(width) + 0.5,
+        0.1 * torch.randn(width),
+    ]
+    return [x.requires_grad_() for x in tensors]
+
+
 def rows(case: Case, device: torch.device, dtype: torch.dtype, repetitions: int = _REPETITIONS) -> Iterator[Row]:
     """Check all programs of a case, time them in turns, and yield a row for each program and direction.
 
-    A program that fails is told in a row without a ratio: a rival that does not run here is no reason to stop. Of a
-    case whose reference is a package's that is not installed one line says so, and there are no rows.
+    A rival that does not run here, or is wrong, is told in a line and left out: it is no reason to stop. Of a case
+    whose reference is a package's that is not installed one line says so, and there are no rows.
+
+    Raises:
+        AssertionError: if an operator of levada's is wrong: nothing is timed then.
     """
     first = _inputs(case, device, dtype)
     sets = [first]
     size = sum(x.numel() * x.element_size() for x in first)
-    sets += [_inputs(case, device, dtype) for _ in range(min(math.ceil(_TOGETHER[device.type] / size), 64) - 1)]
+    sets += [_inputs(case, device, dtype) for _ in range(min(math.ceil(_TOGETHER[device.type] / size), _SETS) - 1)]
     try:
         truth = _values(case.programs["reference"], [_leaf(x.detach().double(), x) for x in first])
-    except ImportError as error:  # a package's own layer is what its case compares with
-        print(f"{case.operator}: left out, as it needs the package {error.name}, which is not installed")
+    except Exception as error:  # a package's own layer is what its case compares with
+        if case.own:
+            raise
+        missing = isinstance(error, ImportError)
+        why = f"it needs the package {error.name}, which is not installed" if missing else f"it raises {_told(error)}"
+        print(f"{case.operator}: left out, as {why}")
         return
-    errors = {name: _error(case, program, first, truth, dtype) for name, program in case.programs.items()}
+    errors = {name: _error(case, name, first, truth, dtype) for name in case.programs}
     good = {name: program for name, program in case.programs.items() if isinstance(errors[name], float)}
     for name in case.programs.keys() - good.keys():
         print(f"{case.operator} {name}: {errors[name]}")
-    for way, elements in (("forward", case.forward), ("backward", case.backward)):
-        if not elements:  # nothing moves
-            continue
+    ways = {"forward": case.forward, "backward": case.backward}
+    if case.backward:
+        ways["both"] = case.forward + case.backward
+    for way, elements in ways.items():
         copy = _copy(elements, sets, first[0])
         calls = {name: _calls(program, sets, way) for name, program in good.items()}
         taken = _in_turns({"copy": copy, **calls}, device, repetitions)
@@ -110,15 +153,24 @@ def rows(case: Case, device: torch.device, dtype: torch.dtype, repetitions: int 
                 candidate=name,
                 ratio=ratio_of(ratios),
                 repetitions=repetitions,
-                target=_TARGETS[way] if name == "levada" and device.type == "cuda" else None,
+                target=_TARGETS.get(way) if name == "levada" and device.type == "cuda" else None,
                 extra={
                     **case.size,
                     "error": errors[name],
                     "bytes": elements * first[0].element_size(),
+                    "in_turn": size * len(sets),
                     **({"gigabytes_per_second": round(elements * first[0].element_size() / middle / 1e9)}
                        if device.type == "cuda" else {}),
                 },
             )  # fmt: skip
+
+
+def _is_own(program: str) -> bool:
+    return program.startswith("levada")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _leaf(x: Tensor, like: Tensor) -> Tensor:
@@ -139,25 +191,25 @@ def _cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
 def _values(program: Operator, inputs: Sequence[Tensor]) -> list[Tensor]:
     outputs = list(program(*inputs))
     leaves = [x for x in inputs if x.requires_grad]
-    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, _cotangents(outputs))]
+    gradients = torch.autograd.grad(outputs, leaves, _cotangents(outputs)) if leaves else ()
+    return [*(y.detach() for y in outputs), *gradients]
 
 
-def _error(
-    case: Case, program: Operator, inputs: Sequence[Tensor], truth: Sequence[Tensor], dtype: torch.dtype
-) -> float | str:
+def _error(case: Case, name: str, inputs: Sequence[Tensor], truth: Sequence[Tensor], dtype: torch.dtype) -> float | str:
     """Return the largest relative error of a result or gradient, or why the program is left out."""
     try:
-        got = _values(program, inputs)
+        got = _values(case.programs[name], inputs)
     except Exception as error:
-        if case.programs["reference"] is program:
+        if _is_own(name) or (case.own and name == "reference"):
             raise
-        return f"does not run here: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    largest = max(float((a.double() - b).norm() / b.norm()) for a, b in zip(got, truth, strict=True))
-    limit = case.tolerance * torch.finfo(dtype).eps
+        return f"does not run here: {_told(error)}"
+    errors = [(a.double() - b).norm() / b.norm() for a, b in zip(got, truth, strict=True)]
+    largest = float(torch.stack(errors).max())  # NaN, if one of them is
+    limit = case.limit(dtype, len(inputs))
     if not largest <= limit:
         message = f"relative error {largest:.2e}, above {limit:.2e}"
-        if program is case.programs.get("levada"):
-            raise AssertionError(f"{case.operator}: {message}")
+        if _is_own(name):
+            raise AssertionError(f"{case.operator}, {name}: {message}")
         return message
     return largest
 
@@ -175,6 +227,16 @@ def _calls(program: Operator, sets: Sequence[Sequence[Tensor]], way: str) -> lis
     if way == "forward":
         return [lambda inputs=inputs: program(*inputs) for inputs in sets]  # type: ignore[misc]
     calls: list[Callable[[], object]] = []
+    if way == "both":
+        by = _cotangents(program(*sets[0]))  # of equal shapes for all
+        for inputs in sets:
+
+            def there_and_back(inputs: Any = inputs) -> object:
+                leaves = [x for x in inputs if x.requires_grad]
+                return torch.autograd.grad(list(program(*inputs)), leaves, by)
+
+            calls.append(there_and_back)
+        return calls
     for inputs in sets:
         outputs = list(program(*inputs))
         leaves = [x for x in inputs if x.requires_grad]

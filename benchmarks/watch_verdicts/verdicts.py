@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ def judged(build: Callable[[int], Training], seed: int, keep: Any = None, steps:
 
     def attach(training, optimizer, scaler):
         # Sampled at a fixed distance, however busy the machine is: the rules are tried here, and not the throttle.
-        watching = watch(training.model, optimizer, run=keep, every=EVERY, max_overhead=100.0, scaler=scaler)
+        watching = watch(training.model, optimizer, run=keep, every=EVERY, max_overhead=math.inf, scaler=scaler)
         judges.append(watching.judge)
         return watching
 

@@ -14,6 +14,7 @@ __all__ = [
     "import_extra",
     "require_at_least",
     "require_number",
+    "require_switch",
 ]
 
 
@@ -90,6 +91,27 @@ def require_number(owner: str, name: str, value: object, *, whole: bool = False)
     good = isinstance(value, int) or hasattr(value, "__index__" if whole else "__float__")
     if isinstance(value, bool) or not good:
         raise UsageError(f"{owner}: {name} must be {'an integer' if whole else 'a number'}, got {value!r}.")
+
+
+def require_switch(owner: str, name: str, value: object) -> bool:
+    """Return a switch; "no" would be on.
+
+    Args:
+        owner: class or function that asks, as the user typed it.
+        name: the argument's name.
+        value: what came.
+
+    Raises:
+        UsageError: if it is neither True nor False.
+
+    Example:
+        >>> require_switch("LevadaCallback", "stop_on_error", "yes")
+        Traceback (most recent call last):
+        levada._errors.UsageError: LevadaCallback: stop_on_error must be True or False, got 'yes'.
+    """
+    if not isinstance(value, bool):
+        raise UsageError(f"{owner}: {name} must be True or False, got {value!r}.")
+    return value
 
 
 def import_extra(module: str, extra: str, purpose: str) -> ModuleType:

@@ -151,14 +151,18 @@ def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--run", metavar="DIR", help="where the record goes, a folder without one (runs/SCRIPT-1, -2, ...)")
     add(
         "--every",
-        type=at_least(1, "20 is every twentieth step"),
+        type=number("must be in [1, 2^62)", lambda value: 1 <= value < 2**62, "20 is every twentieth step", kind=int),
         default=20,
         metavar="N",
         help="sample every Nth optimizer step (20)",
     )
     add(
         "--max-overhead",
-        type=number("must be a share of the time, in (0, 1]", lambda value: 0 < value <= 1, "0.01 is one percent"),
+        type=number(
+            "must be a share of the time, in (0, 1]",
+            lambda value: 0 < value <= 1 or value == math.inf,
+            "0.01 is one percent; inf is without a limit",
+        ),
         default=0.01,
         metavar="F",
         help="share of the time that watching may take (0.01)",

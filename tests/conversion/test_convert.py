@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -465,3 +466,15 @@ def test_the_difference_is_measured_and_not_assumed():
     assert verify_preserved(a, b, torch.randn(3, 4)) == pytest.approx(0.25, rel=1e-6)
     with pytest.raises(UsageError, match="same shapes"):
         verify_preserved(a, nn.Linear(4, 3), torch.randn(3, 4))
+
+
+def test_a_difference_that_is_no_number_is_not_lost_behind_others():
+    class Two(nn.Module):
+        def __init__(self, first):
+            super().__init__()
+            self.first = first
+
+        def forward(self, x):
+            return x * self.first, x
+
+    assert math.isnan(verify_preserved(Two(1.0), Two(math.nan), torch.randn(3, 4)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ class Batches:
 
 def plain(model, optimizer, batches, loss, *, accumulate=1, clip=None, autocast=None):
     """Train with a loop of one's own; give the watch."""
-    watch = levada.watch(model, optimizer, every=1, max_overhead=1e9)
+    watch = levada.watch(model, optimizer, every=1, max_overhead=math.inf)
     with watch:
         for step, (args, kwargs) in enumerate(batches):
             context = torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -41,7 +42,7 @@ def test_samples_are_those_of_a_plain_loop(tmp_path, accumulate, precision):
     model, optimizer, loader = accelerator.prepare(
         model, optimizer, torch.utils.data.DataLoader(batches, batch_size=None)
     )
-    watch = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=1e9)
+    watch = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=math.inf)
     with watch:
         for x in loader:
             with accelerator.accumulate(model):
@@ -73,7 +74,7 @@ def test_gradients_are_divided_by_the_scale_of_a_wrapped_optimizers_scaler():
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
     # What prepare makes with fp16 where there is a GPU: a step that is patched while the scaler calls it.
     optimizer = AcceleratedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), device_placement=False, scaler=scaler)
-    with levada.watch(model, optimizer, scaler=optimizer.scaler, every=1, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, scaler=optimizer.scaler, every=1, max_overhead=math.inf) as watch:
         for number, x in enumerate(batches):
             loss = scaler.scale(mean_loss(model, (x,), {}))
             (loss * float("inf") if number == 3 else loss).backward()  # a step that the scaler leaves out

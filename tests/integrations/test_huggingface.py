@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -80,7 +82,7 @@ def mean_loss(model, args, kwargs):
 def test_samples_are_those_of_a_plain_loop(tmp_path, options):
     model, reference = llama(), llama()
     batches, rule = Batches(model), Rule()
-    callback = LevadaCallback(str(tmp_path / "run"), every=1, max_overhead=1e9, listeners=[rule])
+    callback = LevadaCallback(str(tmp_path / "run"), every=1, max_overhead=math.inf, listeners=[rule])
     trained = trainer(model, tmp_path, [callback], **options)
     trained.train()
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.0)
@@ -113,7 +115,7 @@ def test_numbers_are_in_the_logs_where_reporters_find_them(tmp_path):
         def on_log(self, args, state, control, logs=None, **kwargs):
             seen.append(dict(logs))
 
-    callback = LevadaCallback(every=1, max_overhead=1e9)
+    callback = LevadaCallback(every=1, max_overhead=math.inf)
     trained = trainer(llama(), tmp_path, [Reporter(), callback])
     trained.train()
     samples = callback.watch.samples
@@ -128,7 +130,7 @@ def test_numbers_are_in_the_logs_where_reporters_find_them(tmp_path):
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_findings_are_warnings_and_stop_the_training_if_asked(tmp_path, stop):
-    callback = LevadaCallback(every=1, max_overhead=1e9, listeners=[Rule(1)], stop_on_error=stop)
+    callback = LevadaCallback(every=1, max_overhead=math.inf, listeners=[Rule(1)], stop_on_error=stop)
     trained = trainer(llama(), tmp_path, [callback], logging_steps=1)
     with pytest.warns(UserWarning, match="error exploding_gradient: the gradient grows Nothing is learned") as caught:
         trained.train()
@@ -151,7 +153,7 @@ class Broken(TrainerCallback):
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_an_exception_ends_the_watch(tmp_path, error):
     model, rule = llama(), Rule()
-    callback = LevadaCallback(every=1, max_overhead=1e9, listeners=[rule])
+    callback = LevadaCallback(every=1, max_overhead=math.inf, listeners=[rule])
     with pytest.raises(type(error)):
         trainer(model, tmp_path, [callback, Broken(error)]).train()
     assert rule.closed == 1
@@ -162,7 +164,7 @@ def test_an_exception_ends_the_watch(tmp_path, error):
 def test_added_later_a_with_block_ends_the_watch_and_a_second_training_is_a_second_watch(tmp_path):
     model, rule = llama(), Rule()
     trained = trainer(model, tmp_path, [Broken(RuntimeError("once"))])
-    callback = LevadaCallback(str(tmp_path / "run"), every=1, max_overhead=1e9, listeners=[rule])
+    callback = LevadaCallback(str(tmp_path / "run"), every=1, max_overhead=math.inf, listeners=[rule])
     trained.add_callback(callback)
     with pytest.raises(RuntimeError, match="once"), callback:
         trained.train()
@@ -216,3 +218,17 @@ def test_without_the_package_the_error_names_it(module, missing, install, monkey
     monkeypatch.delitem(sys.modules, f"levada.integrations.{module}", raising=False)
     with pytest.raises(UsageError, match=install):
         importlib.import_module(f"levada.integrations.{module}")
+
+
+def test_a_package_that_is_there_and_cannot_be_imported_says_so_itself(monkeypatch):
+    broken = ModuleType("transformers")
+    broken.__spec__, broken.__path__ = sys.modules["transformers"].__spec__, []
+
+    def fail(name):
+        raise ModuleNotFoundError(f"Could not import module {name!r}.")  # as of a torchvision for another PyTorch
+
+    broken.__getattr__ = fail
+    monkeypatch.setitem(sys.modules, "transformers", broken)
+    monkeypatch.delitem(sys.modules, "levada.integrations.huggingface", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="Could not import module 'Trainer'"):
+        importlib.import_module("levada.integrations.huggingface")

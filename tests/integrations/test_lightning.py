@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 import sys
 import warnings
@@ -82,7 +83,7 @@ def trainer(folder, callbacks, **options):
 
 def fit(folder, module, **options):
     rule = Rule()
-    callback = LevadaCallback(str(folder / "run"), every=1, max_overhead=1e9, listeners=[rule])
+    callback = LevadaCallback(str(folder / "run"), every=1, max_overhead=math.inf, listeners=[rule])
     trainer(folder, [callback], **options).fit(module, loader())
     return callback.watch, rule
 
@@ -128,7 +129,7 @@ def test_manual_optimization_with_two_optimizers(tmp_path):
     module, reference = Manual(), Manual()
     watch, _ = fit(tmp_path, module)
     optimizers = reference.configure_optimizers()
-    expected = levada.watch(reference, optimizers, every=1, max_overhead=1e9)
+    expected = levada.watch(reference, optimizers, every=1, max_overhead=math.inf)
     with expected:
         for batch in loader():
             for number, optimizer in enumerate(optimizers):
@@ -141,7 +142,7 @@ def test_manual_optimization_with_two_optimizers(tmp_path):
 
 def test_numbers_are_logged_and_findings_are_warnings_that_stop_if_asked(tmp_path):
     for stop in (False, True):
-        callback = LevadaCallback(every=1, max_overhead=1e9, listeners=[Rule(1)], stop_on_error=stop)
+        callback = LevadaCallback(every=1, max_overhead=math.inf, listeners=[Rule(1)], stop_on_error=stop)
         run = trainer(tmp_path, [callback], min_epochs=0)
         with pytest.warns(UserWarning, match="error exploding_gradient: the gradient grows") as caught:
             run.fit(Module(), loader())
@@ -160,7 +161,7 @@ class Broken(Callback):
 
 def test_an_exception_ends_the_watch(tmp_path):
     module, rule = Module(), Rule()
-    callback = LevadaCallback(every=1, max_overhead=1e9, listeners=[rule])
+    callback = LevadaCallback(every=1, max_overhead=math.inf, listeners=[rule])
     with pytest.raises(RuntimeError, match="out of memory"):
         trainer(tmp_path, [Broken(), callback]).fit(module, loader())
     assert rule.closed == 1

@@ -7,6 +7,7 @@ import torch
 from tests.ops.test_depth import arguments, weights_for
 from triton.runtime import interpreter
 
+from levada.ops._device import past_limit
 from levada.ops.depth import reference
 from levada.ops.depth import triton as kernels
 from levada.ops.depth.table.triton import ready
@@ -96,6 +97,27 @@ def test_sources_of_two_types():
     assert [x.dtype for x in got] == [torch.float32] * 4 + types + [torch.float32] * 2 + types
     for found, truth in zip(got, expected, strict=True):
         assert (found.double() - truth).abs().max() <= torch.finfo(found.dtype).eps * truth.abs().max() * 16
+
+
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+
+@pytest.mark.parametrize(
+    ("first", "kinds"),
+    [(BF16, [BF16] * 2), (FP32, [BF16, FP16]), (FP32, [FP16, BF16, FP32]), (FP64, [FP32, FP64]), (FP32, [FP64] * 2)],
+    ids=str,
+)
+def test_types_that_the_table_does_not_tell_apart_go_to_the_reference_with_a_word(first, kinds):
+    """As whoever calls the operation by its name may give them; the functions convert or take plain operations."""
+    past_limit.cache_clear()
+    sources = [torch.randn(2, 20).to(kind) for kind in kinds]
+    query, weights = torch.randn(1, 20).to(first), torch.rand(1, len(kinds)).to(first)
+    by = torch.randn(1, 2, 20).to(reference.type_of(sources))
+    with pytest.warns(RuntimeWarning, match="which are of one type, or of float32 and one of 16 bits") as caught:
+        got = [*attended(kernels, query, sources, OPTIONS[0], by), *summed(kernels, weights, sources, by)]
+    assert len(caught) == 1
+    expected = [*attended(reference, query, sources, OPTIONS[0], by), *summed(reference, weights, sources, by)]
+    assert all(map(torch.equal, got, expected))
 
 
 @pytest.mark.usefixtures("blocks")

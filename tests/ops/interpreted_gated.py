@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.ops.differences import relative_errors
 from tests.ops.test_gated import EPSILON, arguments
 from triton.runtime import interpreter
 
@@ -41,12 +42,6 @@ def both_ways(module, tensors, by):
     return *found, *module.read_backward(*by, *tensors, *found[2:], EPSILON)
 
 
-def errors(got, expected):
-    return [
-        ((x.double() - y).norm() / y.norm()).item() if y.numel() else 0.0 for x, y in zip(got, expected, strict=True)
-    ]
-
-
 def doubled(tensors):
     return [x if x is None else x.double() for x in tensors]
 
@@ -56,13 +51,16 @@ def doubled(tensors):
 def test_values_and_gradients_are_the_references(sizes, writes):
     tensors, by = given(*sizes, writes=writes)
     expected = both_ways(reference, doubled(tensors), doubled(by))
-    assert max(errors(both_ways(kernels, tensors, by), expected)) < 1e-6
+    assert max(relative_errors(both_ways(kernels, tensors, by), expected)) < 1e-6
 
 
 def test_a_gradient_by_the_streams_may_be_left_out():
     tensors, by = given(3, 4, 20, 2)
     by[2] = None
-    assert max(errors(both_ways(kernels, tensors, by), both_ways(reference, doubled(tensors), doubled(by)))) < 1e-6
+    assert (
+        max(relative_errors(both_ways(kernels, tensors, by), both_ways(reference, doubled(tensors), doubled(by))))
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -70,7 +68,7 @@ def test_narrow_streams_are_added_up_in_float32(dtype):
     tensors, by = given(3, 4, 20, 2, dtype)
     got = both_ways(kernels, tensors, by)
     assert [x.dtype for x in got] == [dtype, *[torch.float32] * 3, dtype, *[torch.float32] * 4]
-    found = errors(got, both_ways(reference, doubled(tensors), doubled(by)))
+    found = relative_errors(got, both_ways(reference, doubled(tensors), doubled(by)))
     # The interpreter cuts what it should round: twice the error in bfloat16.
     assert max(found[0], found[4]) < torch.finfo(dtype).eps
     assert max(found[1:4] + found[5:]) < 1e-6

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from tests.ops.interpreted_manifold import doubled, errors, products_of_bfloat16  # noqa: F401  # a fixture for all
+from tests.ops.differences import relative_errors
+from tests.ops.interpreted_manifold import doubled, products_of_bfloat16  # noqa: F401  # a fixture for all
 from tests.ops.test_hyper import EPSILON, arguments
 
 from levada.ops._device import past_limit
@@ -44,7 +45,7 @@ def both_ways(module, tensors, by):
 
 
 def error(tensors, by):
-    return max(errors(both_ways(kernels, tensors, by), both_ways(reference, doubled(tensors), doubled(by))))
+    return max(relative_errors(both_ways(kernels, tensors, by), both_ways(reference, doubled(tensors), doubled(by))))
 
 
 @pytest.mark.parametrize("sizes", [(1, 2, 1), (3, 3, 37), (9, 4, 16), (2, 7, 20), (2, 16, 5), (0, 2, 3)], ids=str)
@@ -73,7 +74,7 @@ def test_products_with_narrow_streams_lose_nothing(dtype, centred):
     tensors, by = given(5, 4, 20, centred, dtype)
     got = both_ways(kernels, tensors, by)
     assert [x.dtype for x in got] == [dtype, *[torch.float32] * 5, dtype, *[torch.float32] * 8]
-    found = errors(got, both_ways(reference, doubled(tensors), doubled(by)))
+    found = relative_errors(got, both_ways(reference, doubled(tensors), doubled(by)))
     # The interpreter cuts what it should round: twice the error in bfloat16.
     assert max(found[0], found[6]) < torch.finfo(dtype).eps
     assert max(found[1:6] + found[7:]) < 5e-5
@@ -84,7 +85,7 @@ def test_a_mean_far_from_zero_leaves_the_variance():
     tensors, by = given(3, 4, 64)
     tensors[0] += 300
     got, expected = (both_ways(m, t, by)[5] for m, t in ((kernels, tensors), (reference, doubled(tensors))))
-    assert errors([got[..., 0]], [expected[..., 0]])[0] < 1e-5
+    assert relative_errors([got[..., 0]], [expected[..., 0]])[0] < 1e-5
 
 
 def test_nothing_is_read_that_was_not_written():
@@ -98,7 +99,7 @@ def test_nothing_is_read_that_was_not_written():
         got = both_ways(kernels, inside[:9], inside[9:])
     finally:
         torch.use_deterministic_algorithms(False)
-    assert max(errors(got, expected)) < 5e-6
+    assert max(relative_errors(got, expected)) < 5e-6
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
@@ -134,4 +135,4 @@ def test_reading_by_weights_of_all_tokens(sizes, dtype, adds, monkeypatch):
     given = by_x, by_new, state, weights
     got, expected = both(static, *given), both(plain, *doubled(given))
     assert [x.dtype for x in got] == [dtype, dtype, torch.float32]
-    assert max(errors(got, expected)) < (1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps)
+    assert max(relative_errors(got, expected)) < (1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from tests.ops.differences import relative_errors
 from tests.ops.test_manifold import FORMS, arguments
 from triton.runtime import interpreter
 
@@ -70,18 +71,12 @@ def doubled(tensors):
     return [x if x is None else x.double() for x in tensors]
 
 
-def errors(got, expected):
-    return [
-        ((x.double() - y).norm() / y.norm()).item() if y.numel() else 0.0 for x, y in zip(got, expected, strict=True)
-    ]
-
-
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("sizes", [(1, 2, 1), (3, 3, 37), (18, 4, 16), (1, 7, 20)], ids=str)
 def test_values_and_gradients_are_the_references(sizes, form):
     tensors, by = given(*sizes, form)
     expected = both_ways(reference, doubled(tensors), doubled(by), form)
-    assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
+    assert max(relative_errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
 
 
 @pytest.mark.parametrize("form", [FORMS["paper"], FORMS["identity"]], ids=["paper", "identity"])
@@ -90,7 +85,7 @@ def test_products_with_narrow_streams_lose_nothing(dtype, form):
     tensors, by = given(5, 4, 20, form, dtype)
     got = both_ways(kernels, tensors, by, form)
     assert [x.dtype for x in got] == [dtype, *[torch.float32] * 5, dtype, *[torch.float32] * 3]
-    found = errors(got, both_ways(reference, doubled(tensors), doubled(by), form))
+    found = relative_errors(got, both_ways(reference, doubled(tensors), doubled(by), form))
     # The interpreter cuts what it should round: twice the error in bfloat16.
     assert max(found[0], found[6]) < torch.finfo(dtype).eps
     assert max(found[1:6] + found[7:]) < 2e-5
@@ -102,7 +97,7 @@ def test_gradients_may_be_left_out(left_out):
     tensors, by = given(3, 4, 20, form)
     by[left_out] = None
     expected = both_ways(reference, doubled(tensors), doubled(by), form)
-    assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
+    assert max(relative_errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
 
 
 @pytest.mark.parametrize(("n", "rows"), [(4, 16), (16, 128)])
@@ -114,7 +109,9 @@ def test_rows_of_weights_may_be_taken_in_groups(n, rows, monkeypatch):
         tensors, by = given(2, n, 5, form, dtype)
         plan = products.plan_of(2, 5 * n, 2 * len(tensors[1]), dtype)
         assert plan["programs"] > 1
-        found = errors(both_ways(kernels, tensors, by, form), both_ways(reference, doubled(tensors), doubled(by), form))
+        found = relative_errors(
+            both_ways(kernels, tensors, by, form), both_ways(reference, doubled(tensors), doubled(by), form)
+        )
         assert max(found) < (1e-6 if dtype == torch.float32 else 8e-3)
 
 
@@ -124,7 +121,7 @@ def test_parts_of_channels_and_of_tokens_are_added_up(monkeypatch):
     assert products.plan_of(33, 256, 24, torch.float32)["parts"] > 1
     assert products.plan_of_state(33, 4, 64, 24, torch.float32)["parts"] > 1
     expected = both_ways(reference, doubled(tensors), doubled(by), form)
-    assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
+    assert max(relative_errors(both_ways(kernels, tensors, by, form), expected)) < 1e-6
 
 
 def test_logits_of_any_size():
@@ -147,7 +144,7 @@ def test_entries_that_float32_loses_may_come_to_be_the_largest():
     tensors[3][10:], tensors[2][2] = logits.flatten(), 0.01
     expected = both_ways(reference, doubled(tensors), doubled(by), form)
     assert expected[3][:, 1:, :4].min() > 0.1
-    assert max(errors(both_ways(kernels, tensors, by, form), expected)) < 1e-5
+    assert max(relative_errors(both_ways(kernels, tensors, by, form), expected)) < 1e-5
 
 
 def test_weights_rounded_to_16_bits_would_cancel():
@@ -170,10 +167,10 @@ def test_small_weights_lose_nothing_in_float16(size, most):
     tensors, by = given(6, 4, 64, FORMS["few"], torch.float16)
     tensors[1] *= size * (4 * 64) ** 0.5
     expected = reference.read_and_keep(*doubled(tensors), *FORMS["few"])[4]
-    assert errors([kernels.read(*tensors, *FORMS["few"])[4]], [expected])[0] < most
+    assert relative_errors([kernels.read(*tensors, *FORMS["few"])[4]], [expected])[0] < most
     _, sums = ahead.write_and_project(tensors[0], by[0], torch.zeros(6, 4), None, tensors[1])
     features, truth = sums.sum(0)[:, :-1], doubled(tensors)[0].flatten(1) @ tensors[1].double().T
-    assert errors([features], [truth])[0] < most
+    assert relative_errors([features], [truth])[0] < most
 
 
 def test_nothing_is_read_that_was_not_written():
@@ -188,7 +185,7 @@ def test_nothing_is_read_that_was_not_written():
         got = both_ways(kernels, inside[:4], inside[4:], form)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert max(errors(got, expected)) < 1e-6
+    assert max(relative_errors(got, expected)) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
@@ -225,9 +222,9 @@ def test_what_is_written_may_be_projected_on_the_way(sizes, dtype, form):
     weights, mix = by[2], by[3] if form.mixes else None
     new, sums = ahead.write_and_project(tensors[0], by[0], weights, mix, tensors[1])
     expected = streams.write(*doubled([tensors[0], by[0], weights, mix]))
-    assert errors([new], [expected])[0] < torch.finfo(dtype).eps
+    assert relative_errors([new], [expected])[0] < torch.finfo(dtype).eps
     got = kernels.read_projected(new, sums, *tensors[2:], form)
-    found = errors(got, reference.read_and_keep(*doubled([new, *tensors[1:]]), *form))
+    found = relative_errors(got, reference.read_and_keep(*doubled([new, *tensors[1:]]), *form))
     assert found[0] < torch.finfo(dtype).eps
     assert max(found[1:]) < (1e-6 if dtype == torch.float32 else 2e-5)
     assert sizes != (18, 4, 140) or len(sums) > 1
@@ -251,7 +248,7 @@ def test_values_and_gradients_of_one_pass_are_the_references(dtype, of_out, form
     arguments = [state, out, weights, mix, *parameters, by[4], *by[:4]]
     got, expected = both(ahead, arguments), both(one_pass, doubled(arguments))
     assert [x.dtype for x in got[7:9]] == [dtype, of_out]
-    found = errors([x for x in got if x.numel()], [x for x in expected if x.numel()])
+    found = relative_errors([x for x in got if x.numel()], [x for x in expected if x.numel()])
     assert max(found) < (2e-6 if dtype == of_out == torch.float32 else 2 * torch.finfo(torch.bfloat16).eps)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.ops.test_streams import arguments
 
+from levada.ops._device import past_limit
 from levada.ops.streams import reference
 from levada.ops.streams import triton as kernels
 
@@ -44,6 +45,26 @@ def test_narrow_streams_are_added_up_in_float32(dtype):
     expected = both_ways(reference, [x.double() for x in narrow], cotangent.double())
     for found, truth in zip(got, expected, strict=True):
         assert (found.double() - truth).abs().max() <= torch.finfo(found.dtype).eps * truth.abs().max() * 4
+
+
+def test_past_the_limit_the_reference_runs_with_one_warning():
+    past_limit.cache_clear()
+    tensors, cotangent = arguments(2, 17, 3, dtype=torch.float32), torch.randn(2, 17, 3)
+    with pytest.warns(RuntimeWarning, match="17 streams that are written.*at most 16") as caught:
+        got = both_ways(kernels, tensors, cotangent)
+    assert len(caught) == 1
+    assert all(map(torch.equal, got, both_ways(reference, tensors, cotangent)))
+
+
+def test_coefficients_may_be_narrow_too():
+    """As whoever calls the operation by its name may give them: they are computed with in float32."""
+    tensors = [x.bfloat16() for x in arguments(2, 4, 40, dtype=torch.float32)]
+    cotangent = torch.randn(2, 4, 40).bfloat16()
+    got = both_ways(kernels, tensors, cotangent)
+    assert {x.dtype for x in got} == {torch.bfloat16}
+    expected = both_ways(reference, [x.double() for x in tensors], cotangent.double())
+    for found, truth in zip(got, expected, strict=True):
+        assert (found.double() - truth).abs().max() <= torch.finfo(torch.bfloat16).eps * truth.abs().max()
 
 
 def test_nothing_is_read_that_was_not_written():

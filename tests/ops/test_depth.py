@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 from levada._errors import UsageError
 from levada.ops import attend_depth, sum_depth
@@ -171,6 +172,15 @@ def test_a_source_may_come_twice():
     by = cotangents(3, 1, 5)
     got = derivatives(lambda q, x: attend_depth(q, (x, x)), (query, source), by)
     torch.testing.assert_close(got, derivatives(lambda q, x: by_hand(q, x, x), (query, source), by))
+
+
+@pytest.mark.parametrize("function", [attended({}), summed])
+def test_it_may_be_checkpointed(function):
+    first, *tensors = arguments(5, 3, 3, 3)
+    again = lambda *given: checkpoint(function, *given, use_reentrant=False)  # noqa: E731
+    given = (first, *tensors), cotangents(5, 3, 3)
+    for one, other in zip(derivatives(again, *given), derivatives(function, *given), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_single_result_is_no_view():

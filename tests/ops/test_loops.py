@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib
+import importlib.util
 import os
 import threading
 import weakref
@@ -51,6 +52,23 @@ def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same(monkeypatch):
     caching = importlib.import_module("numba.core.caching")
     monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
     assert _numba.compiled(lambda x: x + 1)(2) == 3
+
+
+def test_what_is_kept_on_disk_goes_with_the_functions_that_are_called(tmp_path, monkeypatch):
+    """Numba looks at a function's own file alone: after an update it would go on with what others were before."""
+    path = tmp_path / "calls_others.py"
+    path.write_text("from levada.ops._numba import compiled\n\n\n@compiled\ndef add(x):\n    return x + 1\n")
+
+    def hits():
+        spec = importlib.util.spec_from_file_location("calls_others", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.add(2) == 3
+        return sum(module.add.stats.cache_hits.values())
+
+    assert [hits(), hits()] == [0, 1]
+    monkeypatch.setattr(_numba, "_SOURCES", "of another version")
+    assert [hits(), hits()] == [0, 1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")

@@ -17,10 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 SIZES = [(1, 1), (5, 7), (3, 65), (0, 4), (700, 32)]
 
 
-@pytest.fixture(autouse=True)
-def of_any_size(monkeypatch):
-    """PyTorch's own norm is for few elements; what is tested here is small."""
-    monkeypatch.setitem(module.TORCH_BELOW, "elements", 0)
+@pytest.fixture
+def without_loops(monkeypatch):
+    monkeypatch.setattr(cpu, "import_kernels", lambda module, package: None)
 
 
 def arguments(tokens, width, *, affine=2, dtype=torch.float64):
@@ -58,6 +57,7 @@ def test_values_and_gradients_are_those_of_two_operations(sizes, centred, affine
         pytest.skip("numba is not installed")
     if not compiled:
         monkeypatch.setattr(cpu, "import_kernels", lambda module, package: None)
+        monkeypatch.setattr(module, "_by_torch", lambda *given: False)
     tensors = arguments(*sizes, affine=affine)
     got = derivatives(residual_norm, tensors, cotangents(*sizes), centred=centred, eps=0.01)
     expected = derivatives(by_hand, tensors, cotangents(*sizes), centred=centred, eps=0.01)
@@ -196,31 +196,76 @@ def test_the_reference_of_the_backward_pass_is_that_of_autograd():
 
 
 @pytest.mark.parametrize("affine", [0, 1, 2, "bias"])
-def test_few_elements_are_normalised_by_pytorch_itself(affine, monkeypatch):
+@pytest.mark.usefixtures("without_loops")
+def test_without_loops_pytorch_itself_normalises_by_root_mean_squares(affine, monkeypatch):
     calls = []
     real = module.differentiable_residual_norm
     monkeypatch.setattr(module, "differentiable_residual_norm", lambda *given: calls.append(1) or real(*given))
     tensors = arguments(5, 64, affine=2 if affine == "bias" else affine)
     tensors, named = (tensors[:2], {"bias": tensors[3]}) if affine == "bias" else (tensors, {})
     options = {"eps": 0.01, **named}
-    expected = derivatives(residual_norm, tensors, cotangents(5, 64), **options)
-    assert len(calls) == 1
-    monkeypatch.setitem(module.TORCH_BELOW, "elements", 5 * 64 + 1)
     got = derivatives(residual_norm, tensors, cotangents(5, 64), **options)
+    assert not calls
+    monkeypatch.setattr(module, "_by_torch", lambda *given: False)
+    expected = derivatives(residual_norm, tensors, cotangents(5, 64), **options)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+    monkeypatch.undo()
     assert len(calls) == 1
-    monkeypatch.setitem(module.TORCH_BELOW, "elements", 5 * 64)
-    residual_norm(*tensors, **options)
-    monkeypatch.setitem(module.TORCH_BELOW, "elements", 5 * 64 + 1)
-    residual_norm(tensors[0], tensors[1].float(), *tensors[2:], **options)
-    assert len(calls) == 3
+
+
+@pytest.mark.usefixtures("without_loops")
+@pytest.mark.parametrize("change", ["type", "centred"])
+def test_without_loops_plain_operations_do_what_pytorch_does_not(change, monkeypatch):
+    monkeypatch.setattr(module, "_with_torch", lambda *given: pytest.fail("PyTorch's own norm was called"))
+    state, out, *others = arguments(5, 64)
+    residual_norm(state, out.float() if change == "type" else out, *others, centred=change == "centred")
 
 
 @pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("below", [0, 2**17], ids=["ours", "PyTorch's"])
-def test_derivatives_of_second_and_third_order_in_any_nesting(centred, below, monkeypatch):
+def test_it_is_called_without_the_dispatcher_where_nobody_looks(centred, monkeypatch):
+    """And gives the same with any axes of tokens, and where somebody does look in the backward pass alone."""
+    pytest.importorskip("numba")
+    tensors, by = arguments(6, 20), cotangents(6, 20)
+    expected = derivatives(by_hand, tensors, by, centred=centred)
+    monkeypatch.setattr(module, "differentiable_residual_norm", lambda *given: pytest.fail("by the dispatcher"))
+    torch.testing.assert_close(derivatives(residual_norm, tensors, by, centred=centred), expected)
+    leaves = [x.requires_grad_() for x in tensors]
+    found = residual_norm(leaves[0].view(2, 3, 20), leaves[1].view(2, 3, 20), *leaves[2:], centred=centred)
+    given = [x.view(2, 3, 20) for x in by]
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        got = torch.autograd.grad(found, leaves, given, retain_graph=True)
+    torch.testing.assert_close([*got], expected[2:])
+    again = torch.autograd.grad(found, leaves, given, create_graph=True)
+    torch.testing.assert_close([*again], expected[2:])
+    assert again[0].requires_grad
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("width", [15, 16, 20, 129, 700, 4_000])
+def test_float32_is_as_in_float64(width, centred):
+    """Of whole vectors, several at a time, and what is left of them; and of rows that go together, and alone."""
+    tensors, by = arguments(70, width, dtype=torch.float32), cotangents(70, width, torch.float32)
+    got = derivatives(residual_norm, tensors, by, centred=centred)
+    wide = [x.double() for x in tensors], [x.double() for x in by]
+    for a, b in zip(got, derivatives(by_hand, *wide, centred=centred), strict=True):
+        assert (a.double() - b).norm() <= 5e-7 * b.norm()
+
+
+def test_infinite_and_huge_numbers_are_as_in_plain_operations():
+    state, out, *others = arguments(4, 40, dtype=torch.float32)
+    state[1, 3], state[2] = torch.inf, 1e25 * state[2]
+    for centred in (False, True):
+        got = residual_norm(state, out, *others, centred=centred)
+        expected = reference.residual_norm(state, out, *others, centred, 1e-5)
+        torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("loops", [True, False])
+def test_derivatives_of_second_and_third_order_in_any_nesting(centred, loops, monkeypatch):
     """PyTorch's own layer norm gives wrong ones."""
-    monkeypatch.setitem(module.TORCH_BELOW, "elements", below)
+    if not loops:
+        monkeypatch.setattr(cpu, "import_kernels", lambda module, package: None)
     state, out, weight, bias = arguments(1, 3)
 
     def by_plain_operations(y, weight):

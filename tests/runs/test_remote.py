@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -267,7 +268,7 @@ def train(url, steps=40, poison=None):
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()) for _ in range(3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with levada.watch(model, optimizer, run=url, every=1, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, run=url, every=1, max_overhead=math.inf) as watch:
         for step in range(steps):
             optimizer.zero_grad()
             model(torch.full((8, 4), float("nan") if step == poison else 1.0)).square().sum().backward()

@@ -68,7 +68,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.toml"))
         ("parallel", "kind", "fdsp", r"parallel\.kind must be one of .*Did you mean 'fsdp'\?"),
         ("parallel", "micro_batches", 4, r"parallel\.micro_batches belongs to kind='pipeline'"),
         ("checkpoint", "keep", 0, r"checkpoint\.keep must be at least 1, got 0"),
-        ("watch", "max_overhead", 2.0, r"watch\.max_overhead must be in \[0\.0, 1\.0\]"),
+        ("watch", "max_overhead", 2.0, r"watch\.max_overhead must be a share of the training time, in \(0, 1\]"),
+        ("watch", "max_overhead", 0.0, r"watch\.max_overhead must be a share of the training time, in \(0, 1\]"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_path(table, key, value, told):

@@ -1,5 +1,6 @@
 """What hooks take in a pause is told with the rest, as an estimate that is not too high."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ def paused(monkeypatch, *, parts=1, steps=100, several=False):
     monkeypatch.setattr(Asleep, "seconds", lambda self, *, passes, steps: 1000.0 * passes + steps)
     model = make()
     optimizers = [sgd(model.blocks), sgd(model.head)] if several else [sgd(model)]
-    with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizers, every=1000, max_overhead=math.inf) as watch:
         for x in data(steps):
             for each in optimizers:
                 each.zero_grad()
@@ -102,7 +103,7 @@ def test_an_estimate_is_no_higher_than_what_a_pass_and_a_step_take(monkeypatch):
     monkeypatch.setattr(Cadence, "pause", lambda self, step: 20 if step >= 3 else 0)
     model = make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf) as watch:
         for x in data(400):
             optimizer.zero_grad()
             loss_of(model, x).backward()
@@ -121,7 +122,7 @@ def test_ctrl_c_while_hooks_are_timed_leaves_the_pause_as_it_was(monkeypatch):
 
     monkeypatch.setattr(Asleep, "measure", interrupted)
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf) as watch:
         with pytest.raises(KeyboardInterrupt):
             train(model, optimizer, data(20))
         assert watch.steps == 10

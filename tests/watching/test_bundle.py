@@ -25,7 +25,7 @@ def train(keep, steps=60, spoil=lambda step, model, inputs: inputs, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    watching = watch(model, optimizer, every=10, max_overhead=100.0)
+    watching = watch(model, optimizer, every=10, max_overhead=math.inf)
     judge = watching.judge
     judge.keeper = Keeper(watching, keep, **options)
     weights = {}
@@ -347,7 +347,7 @@ def test_where_no_alarm_holds_it_is_said_that_a_kept_step_is_none(factor, alarme
     torch.manual_seed(0)
     model, folder = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)), tmp_path / "run"
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-    with watch(model, optimizer, run=folder, every=5, max_overhead=1e9) as watching:
+    with watch(model, optimizer, run=folder, every=5, max_overhead=math.inf) as watching:
         for step in range(60):
             optimizer.zero_grad()
             (model(torch.randn(16, 6)) * (factor if step == 50 else 1.0)).square().mean().backward()

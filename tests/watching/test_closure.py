@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -36,7 +38,7 @@ def train(optimizer_of, *, closure, steps=4):
         loss.backward()
         return loss
 
-    with levada.watch(model, optimizer, every=1, max_overhead=1e9, listeners=[heard]) as watch:
+    with levada.watch(model, optimizer, every=1, max_overhead=math.inf, listeners=[heard]) as watch:
         for step in range(steps):
             weights.append(model[0].weight.detach().clone())
             if not closure:
@@ -72,7 +74,7 @@ def test_of_several_calls_of_a_closure_the_first_is_before_the_update():
 def test_the_loss_of_micro_batches_is_what_the_update_uses_the_gradient_of():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1, max_overhead=math.inf) as watch:
         for factor in (1.0, 3.0):
             ((0 * model(torch.ones(1, 2)).sum() + factor) / 2).backward()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import struct
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,35 +214,98 @@ def test_mlflow(tmp_path, source):
         open_exporter("mlflow", f"sqlite:///{tmp_path}/runs.db", name="x", config={})
 
 
-def test_a_server_that_does_not_serve_is_known_soon(monkeypatch):
-    asked = []
+@contextmanager
+def mlflow_server(*, hangs_at=()):
+    """Serve as much of MLflow as an export asks for; of what it hangs at, the questions are kept and never answered."""
+    answers = {
+        "get-by-name": {"experiment": {"experiment_id": "1", "name": "levada"}},
+        "create": {"run": {"info": {"run_id": "abc", "experiment_id": "1"}, "data": {}}},
+    }
+    asked, over = [], threading.Event()
 
-    class Busy(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
-            self.send_error(503)
+            what = self.path.split("?")[0].rsplit("/", 1)[1]
+            asked.append(
+                (what, *(os.environ.get(f"MLFLOW_HTTP_REQUEST_{name}") for name in ("TIMEOUT", "MAX_RETRIES")))
+            )
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if what in hangs_at:
+                over.wait(60)
+                return
+            body = json.dumps(answers.get(what, {})).encode()
+            self.send_response(200 if hangs_at else 503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_):
             pass
 
-    # Without the pauses between them, which double: 7 retries take four minutes.
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        over.set()
+        server.shutdown()
+
+
+@pytest.fixture
+def without_pauses(monkeypatch):
+    """Leave out the pauses between requests, which double: 7 retries take four minutes."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-    with HTTPServer(("127.0.0.1", 0), Busy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        with pytest.raises(UsageError, match=rf"the store {address} cannot be opened .* Is the server running\?$"):
-            open_exporter("mlflow", address, name="x", config={})
-        server.shutdown()
-    assert asked == ["3"] * 4
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_server_that_does_not_serve_is_known_soon(without_pauses):
+    told = r"the store http://127\S+ cannot be opened .* Is the server running\?$"
+    with mlflow_server() as (address, asked), pytest.raises(UsageError, match=told):
+        open_exporter("mlflow", address, name="x", config={})
+    assert asked == [("get-by-name", "10", "3")] * 4
+    assert not {"MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"} & os.environ.keys()
+
+
+def test_a_server_that_hangs_when_it_is_opened_is_not_waited_for(without_pauses, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # what is set is kept to
+    run = str(stored(tmp_path / "a run"))
+    with mlflow_server(hangs_at=["get-by-name"]) as (address, asked):
+        assert main(["export", run, "--to", "mlflow", "--out", address]) == 2
+    assert "it gave no answer within 1 s, asked 4 times). Is the server running?" in capsys.readouterr().err
+    assert asked == [("get-by-name", "1", "3")] * 4
+
+
+def test_a_server_that_hangs_later_is_told_in_a_sentence_and_asked_no_more(
+    without_pauses, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    run = str(stored(tmp_path / "a run"))
+    with mlflow_server(hangs_at=["set-tag"]) as (address, asked):
+        assert main(["export", run, "--to", "mlflow", "--out", address]) == 2
+    told = capsys.readouterr().err
+    assert "did not take everything (it gave no answer within 1 s, asked 2 times). Is the server still running?" in told
+    assert "The run abc there has what came before" in told
+    assert [what for what, *_ in asked][-2:] == ["set-tag"] * 2
+    assert "log-batch" in {what for what, *_ in asked}
 
 
 TRACKIO = """
-import sys
-sys.path.insert(0, sys.argv[2])
-from test_exporting import FINDING, compare, exported
-exported("trackio", sys.argv[1])
+import os, socket, sys
+def refuse(self, address):
+    if self.family != socket.AF_UNIX:
+        print(f"asked for {address}", file=sys.stderr, flush=True)
+        os._exit(3)  # trackio would take an exception for a bad connection, and go on
+connect, socket.socket.connect = socket.socket.connect, refuse
+sys.path.insert(0, sys.argv[3])
+from test_exporting import FINDING, compare, exported, stored
+from levada.cli import main
+out = sys.argv[2] + "/out"
+if sys.argv[1] == "live":
+    print(exported("trackio", out).where)
+else:
+    run = str(stored(sys.argv[2] + "/a run"))
+    assert main(["export", run, "--to", "trackio", "--out", out, "--sites", "4"]) == 0
 from trackio.sqlite_storage import SQLiteStorage
 found = {}
 for row in SQLiteStorage.get_logs("levada", "a run"):
@@ -250,17 +315,27 @@ compare(found)
 (alert,) = SQLiteStorage.get_alerts("levada")
 assert (alert["step"], alert["title"], alert["level"]) == (10, "vanishing_gradient", "error"), alert
 assert FINDING.claim in alert["text"]
-print("good")
 """
 
 
-def test_trackio(tmp_path):
-    pytest.importorskip("trackio", reason="its pins conflict with those of this project; docs/export.md says more")
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", TRACKIO, str(tmp_path / "out"), here]
-    ran = subprocess.run(command, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True)
-    assert "good\n" in ran.stdout, ran.stderr
-    assert list((tmp_path / "out").glob("*.db"))
+@pytest.mark.parametrize("source", ["live", "stored"])
+def test_trackio_without_a_network_writes_nothing_elsewhere(tmp_path, source):
+    pytest.importorskip("trackio", reason="needs trackio, which CI installs with --no-deps, as docs/export.md says")
+    here, home = str(Path(__file__).parent), tmp_path / "home"
+    home.mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-c", TRACKIO, source, str(tmp_path), here],
+        env={k: v for k, v in os.environ.items() if not k.startswith("TRACKIO")} | {"HOME": str(home)},
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert str(tmp_path / "out") in ran.stdout.splitlines()
+    assert [path.name for path in (tmp_path / "out").glob("*.db")] == ["levada.db"]
+    assert not [path for path in home.rglob("*") if not path.is_dir()]
 
 
 class Fake:

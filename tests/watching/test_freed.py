@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def model() -> nn.Module:
 def watched(folder: Path | None = None) -> list[object]:
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    with levada.watch(net, optimizer, run=folder, every=1, max_overhead=1e9) as watch:
+    with levada.watch(net, optimizer, run=folder, every=1, max_overhead=math.inf) as watch:
         for _ in range(3):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(SCORED[0]), SCORED[1]).backward()

@@ -424,6 +424,21 @@ def test_a_line_names_its_watch_where_another_is_shown() -> None:
     ]
 
 
+def test_of_two_networks_each_line_says_which_one_it_is_of() -> None:
+    class Generator(torch.nn.Linear): ...
+
+    out, lives = io.StringIO(), []
+    for model in (Generator(1, 1), torch.nn.DataParallel(torch.nn.Tanh())):
+        watch = make_watch()
+        watch.model, watch.run = model, None
+        lives.append(Live(watch, plain=True, stream=out))
+    for live in lives:
+        live.sampled(make_sample(0))
+        live.close()
+    begins = [line.split(", ")[0] for line in out.getvalue().splitlines() if line.startswith("levada")]
+    assert begins[::2] == ["levada 1 (Generator): step 0", "levada 2 (Tanh): step 0"]
+
+
 def test_a_watch_that_is_entered_again_is_shown_again(terminal: Terminal) -> None:
     live = Live(make_watch(), stream=terminal.stream)
     live.sampled(make_sample(0))

@@ -142,7 +142,7 @@ def to_the_end(sign, steps=400, stop=None):
         nn.Linear(8, 32), *(nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(3)), nn.Linear(32, 4)
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05 if sign < 0 else 30.0, momentum=0.9)
-    with levada.watch(model, optimizer, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, max_overhead=math.inf) as watch:
         for _ in range(steps):
             y = torch.randint(4, (64,))
             x = torch.nn.functional.one_hot(y, 8) + torch.randn(64, 8)

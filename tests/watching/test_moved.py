@@ -1,5 +1,7 @@
 """Loops whose optimizer the watch was not given: made anew in their midst, or another one beside it."""
 
+import math
+
 import pytest
 import torch
 from tests.watching.by_hand import data, loss_of, make, sgd, train, watch
@@ -17,7 +19,7 @@ SAID = "something trains the model that the watch was not given"
 def test_an_optimizer_that_was_made_anew_is_said_once_and_the_verdict_is_open(tmp_path):
     model = make()
     optimizer = sgd(model, 0.01)
-    with levada.watch(model, optimizer, every=5, max_overhead=1e9, run=tmp_path / "run") as watched:
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf, run=tmp_path / "run") as watched:
         train(model, optimizer, data(80))
         assert watched.standing.verdict == "healthy"
         train(model, sgd(model, 0.01), data(ENOUGH - 1))
@@ -35,11 +37,11 @@ def test_an_optimizer_that_was_made_anew_is_said_once_and_the_verdict_is_open(tm
 def test_a_new_watch_goes_on_with_the_record(tmp_path):
     model = make()
     optimizer = sgd(model, 0.01)
-    with levada.watch(model, optimizer, every=5, max_overhead=1e9, run=tmp_path / "run") as first:
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf, run=tmp_path / "run") as first:
         train(model, optimizer, data(20))
     optimizer = torch.optim.Adam(model.parameters())
     with levada.watch(
-        model, optimizer, every=5, max_overhead=1e9, run=Continue(tmp_path / "run", first.steps)
+        model, optimizer, every=5, max_overhead=math.inf, run=Continue(tmp_path / "run", first.steps)
     ) as second:
         train(model, optimizer, data(20))
     assert second.steps == 40

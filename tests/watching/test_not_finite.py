@@ -505,6 +505,43 @@ def test_what_a_module_without_weights_makes_is_not_said_to_be_the_output_of_the
     assert finding.where["first"] == "1.1", "to which it belongs"
 
 
+class Behind(nn.Module):
+    """Puts a function behind its last block, or before it."""
+
+    def __init__(self, function, place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.function, self.place, self.returned = function, place, None
+
+    def forward(self, x):
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            self.returned = x if i == self.place else self.returned
+            x = self.function(x) if i == self.place else x
+        return x
+
+
+@pytest.mark.parametrize("function", [torch.sqrt, lambda x: x / torch.zeros(())])
+@pytest.mark.parametrize("place", [3, 1])
+def test_a_block_that_returns_finite_numbers_has_them_in_its_row_whatever_comes_behind(tmp_path, function, place):
+    model, batch = Behind(function, place), (torch.randn(8, 4), torch.randn(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with levada.watch(model, optimizer, run=tmp_path / "run", every=1) as watch:
+        watch.note(targets=batch[1])
+        squares(model(batch[0]), batch[1]).backward()
+        size = float(model.returned.detach().square().mean().sqrt())
+        optimizer.step()
+    replayed = replay(watch.judge.keeper.folders[0], Behind(function, place), squares).report
+    for report in (replayed, levada.check(Behind(function, place), batch, loss="mse")):
+        block = report.blocks[place]
+        assert block["site"] == f"blocks.{place}"
+        assert block["nonfinite"] == 0
+        assert block["signal_rms"] == pytest.approx(size, rel=1e-5)
+        assert any(f"The row of blocks.{place} has what that returns" in note for note in report.notes)
+        assert all(not math.isfinite(later["signal_rms"]) for later in report.blocks[place + 1 :])
+
+
 def test_what_arises_in_a_block_is_blamed_on_it():
     model = Between()
     with torch.no_grad():

@@ -30,7 +30,7 @@ def trained(optimizer, steps=60, *, seed=0, spoil=lambda step, x: None, every=20
     """Train to give the first of eight numbers back; return the watch and the losses."""
     model = mlp(seed)
     optimizer, losses = optimizer(model.parameters()), []
-    with levada.watch(model, optimizer, every=every, max_overhead=100.0, **options) as watch:
+    with levada.watch(model, optimizer, every=every, max_overhead=math.inf, **options) as watch:
         for step in range(steps):
             x = torch.randn(64, 8)
             targets = x[:, :1].clone()
@@ -100,7 +100,7 @@ def test_a_nan_that_the_model_makes_at_short_steps_is_not_of_the_rate():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), Rooted(), nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    with levada.watch(model, optimizer, every=5, max_overhead=100.0) as watch:
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
         for step in range(30):
             optimizer.zero_grad()
             model(torch.randn(32, 8) * (9.0 if step == 22 else 0.5)).square().mean().backward()
@@ -137,7 +137,7 @@ def harder(lr, task, steps=260):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    with levada.watch(model, optimizer, every=5, max_overhead=100.0) as watch:
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
         for step in range(steps):
             x = torch.randn(64, 8)
             optimizer.zero_grad()
@@ -168,7 +168,7 @@ def contrast(lr, steps=300):
     key.load_state_dict(query.state_dict())
     optimizer = torch.optim.SGD(query.parameters(), lr=lr, momentum=0.9)
     queue = torch.zeros(2048, 16)
-    with levada.watch(query, optimizer, every=5, max_overhead=100.0) as watch:
+    with levada.watch(query, optimizer, every=5, max_overhead=math.inf) as watch:
         for _ in range(steps):
             x = torch.randn(16, 16)
             with torch.no_grad():
@@ -208,7 +208,7 @@ def test_first_steps_as_large_as_the_weights_are_named_where_the_loss_does_not_c
     torch.manual_seed(2)
     model = Recurrent()
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=lr), []
-    with levada.watch(model, optimizer, every=5, max_overhead=100.0) as watch:
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
         for _ in range(220):
             x = torch.randn(32, 20, 4)
             optimizer.zero_grad()
@@ -453,7 +453,7 @@ def test_a_batch_far_outside_is_named_and_no_rate_where_the_runs_finding_names_n
     torch.manual_seed(0)
     model = build()
     optimizer = sgd(1e-3)(model.parameters())
-    with levada.watch(model, optimizer, every=4, max_overhead=100.0, run=tmp_path / "run") as watch:
+    with levada.watch(model, optimizer, every=4, max_overhead=math.inf, run=tmp_path / "run") as watch:
         for step in range(20):
             x = torch.randn(64, 8) * (factor if step == 17 else 1.0)
             watch.note(targets=x[:, :1])

@@ -194,7 +194,7 @@ def planned(monkeypatch):
 def follow(model, optimizer, steps, *, before=lambda step: None, **watching):
     """Train for so many steps, and return the watch and the losses by step."""
     losses = []
-    with levada.watch(model, optimizer, **{"every": 1000, "max_overhead": 1e9, **watching}) as watch:
+    with levada.watch(model, optimizer, **{"every": 1000, "max_overhead": math.inf, **watching}) as watch:
         for step, x in enumerate(data(steps)):
             before(step)
             optimizer.zero_grad()
@@ -245,7 +245,7 @@ def test_nothing_of_a_pass_is_kept_or_measured_in_a_pause(planned):
     planned |= {3: 5}
     model, seen = make(), []
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf) as watch:
         assert watch.last_pass is None
         for x in data(8):
             optimizer.zero_grad()
@@ -271,7 +271,7 @@ def test_a_watch_that_is_closed_or_left_in_a_pause_tells_of_what_it_knows(planne
     assert watch.passed == 4
     model = make()
     optimizer = sgd(model)
-    watch = levada.watch(model, optimizer, every=1000, max_overhead=1e9)
+    watch = levada.watch(model, optimizer, every=1000, max_overhead=math.inf)
 
     def broken():
         with watch:
@@ -316,7 +316,7 @@ def test_a_loop_that_makes_no_update_any_more_ends_the_pause_and_is_told(planned
     planned |= {30: 10_000}
     model = make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf) as watch:
         for step, x in enumerate(data(200)):
             optimizer.zero_grad()
             loss = loss_of(model, x * (math.nan if step >= 60 else 1))
@@ -332,7 +332,7 @@ def test_passes_of_validation_and_of_many_micro_batches_end_no_pause(planned):
     planned |= {4: 10}
     hears, model = Hears(), make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]):
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf, listeners=[hears]):
         for _ in range(16):
             optimizer.zero_grad()
             for x in data(30):
@@ -348,7 +348,7 @@ def test_the_loss_of_a_step_whose_first_micro_batches_were_not_heard_is_not_told
     planned |= {4: 10}
     hears, model = Hears(), make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         for step in range(10):
             count = 1 if step < 6 else 100
             optimizer.zero_grad()
@@ -369,7 +369,7 @@ def test_a_loop_that_made_no_update_is_heard_as_a_whole_once_it_clears_its_gradi
     planned |= {4: 10}
     hears, model = Hears(), make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]):
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf, listeners=[hears]):
         for step, x in enumerate(data(60)):
             optimizer.zero_grad()
             loss = loss_of(model, x)
@@ -385,7 +385,7 @@ def test_a_step_that_is_left_in_a_pause_and_made_again_is_sampled_with_its_loss(
     planned |= {4: 10}
     hears, model = Hears(), make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         train(model, optimizer, data(7))
         x = data(1)[0] * math.nan
 
@@ -407,7 +407,7 @@ def test_a_loop_that_stops_before_its_backward_pass_in_a_pause_tells_by_leave(pl
     for given in (True, False):
         model = make()
         optimizer = sgd(model)
-        with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+        with levada.watch(model, optimizer, every=1000, max_overhead=math.inf) as watch:
             train(model, optimizer, data(7))
             optimizer.zero_grad()
             loss = loss_of(model, data(1)[0] * math.nan)
@@ -422,7 +422,7 @@ def test_a_step_that_a_scaler_skips_ends_a_pause_and_is_counted(planned):
     planned |= {4: 10}
     hears, model = Hears(), make()
     optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=4.0)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         for step, x in enumerate(data(16)):
             optimizer.zero_grad()
             scaler.scale(loss_of(model, x) * (math.inf if step == 7 else 1)).backward()
@@ -442,7 +442,7 @@ def test_optimizers_that_step_within_the_backward_pass_have_no_pauses():
 
     for p in each:
         p.register_post_accumulate_grad_hook(update)
-    with levada.watch(model, [*each.values()], every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, [*each.values()], every=1000, max_overhead=math.inf) as watch:
         for x in data(6):
             loss_of(model, x).backward()
     assert not watch._engine.cadence.pauses
@@ -453,7 +453,7 @@ def test_an_optimizer_that_rests_for_the_first_time_in_a_pause_ends_it(planned):
     planned |= {4: 10}
     hears, model = Hears(), make()
     first, second = sgd(model.blocks), sgd(model.head)
-    with levada.watch(model, [first, second], every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, [first, second], every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         for step, x in enumerate(data(16)):
             first.zero_grad()
             second.zero_grad()
@@ -468,7 +468,7 @@ def test_an_optimizer_that_rests_for_the_first_time_in_a_pause_ends_it(planned):
 def test_a_loop_that_ends_its_steps_itself_is_heard_again_behind_a_pause(planned):
     planned |= {4: 6}
     hears, model = Hears(), make()
-    with levada.watch(model, None, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, None, every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         for x in data(12):
             model.zero_grad()
             loss_of(model, x).backward()
@@ -484,7 +484,7 @@ def test_a_closure_that_an_optimizer_calls_is_heard_again_behind_a_pause(planned
     planned |= {3: 4}
     hears, model = Hears(), make()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         for x in data(9):
 
             def closure(x=x):
@@ -510,7 +510,7 @@ def test_a_compiled_model_is_not_compiled_again_for_a_pause(planned, when):
     compiled = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with levada.watch(called, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+        with levada.watch(called, optimizer, every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
             if when == "after":
                 called = torch.compile(model, backend="aot_eager")
             for x in data(14):
@@ -528,8 +528,8 @@ def test_two_watches_pause_each_by_itself(monkeypatch):
     optimizer, second = sgd(model), sgd(other)
     hears, hears_other = Hears(), Hears()
     with (
-        levada.watch(model, optimizer, every=1000, max_overhead=1e9, listeners=[hears]) as watch,
-        levada.watch(other, second, every=1000, max_overhead=1e9, listeners=[hears_other]),
+        levada.watch(model, optimizer, every=1000, max_overhead=math.inf, listeners=[hears]) as watch,
+        levada.watch(other, second, every=1000, max_overhead=math.inf, listeners=[hears_other]),
     ):
         watch._engine.cadence.pause = lambda step: 5 if step == 3 else 0
         for x in data(12):
@@ -545,7 +545,7 @@ def test_gradients_that_are_never_cleared_are_counted_by_the_steps_that_were_com
     planned |= {4 + 6 * k: 4 for k in range(30)}
     model = make()
     optimizer = sgd(model, lr=1e-4)
-    with levada.watch(model, optimizer, every=20, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=20, max_overhead=math.inf) as watch:
         for x in data(150):
             loss_of(model, x).backward()
             optimizer.step()
@@ -562,7 +562,7 @@ def test_a_loss_that_jumped_in_a_pause_is_told_between_the_steps_that_were_heard
     model = nn.Sequential(layer, nn.Identity())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     generator = torch.Generator().manual_seed(0)
-    with levada.watch(model, optimizer, every=20, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=20, max_overhead=math.inf) as watch:
         for step in range(300):
             x = 1 + 0.01 * torch.randn(8, 1, generator=generator)
             optimizer.zero_grad()
@@ -581,7 +581,7 @@ def test_a_rate_that_rose_in_a_pause_may_have_raised_the_loss_that_was_heard_beh
     model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(0)
-    with levada.watch(model, optimizer, every=20, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=20, max_overhead=math.inf) as watch:
         for step in range(330):
             if step == 205:
                 optimizer.param_groups[0]["lr"] = 0.6
@@ -642,7 +642,7 @@ def test_a_watch_that_pauses_is_copied_and_trained_as_before(planned):
     planned |= {3: 50}
     model = make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9):
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf):
         for x in data(6):
             optimizer.zero_grad()
             loss_of(model, x).backward()
@@ -677,7 +677,7 @@ def test_a_loop_that_stops_at_nan_in_a_pause_is_told_by_the_gradients_that_are_l
     optimizer = sgd(model)
 
     def stopping():
-        with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+        with levada.watch(model, optimizer, every=1000, max_overhead=math.inf) as watch:
             watches.append(watch)
             for step, x in enumerate(data(60)):
                 optimizer.zero_grad()
@@ -702,7 +702,7 @@ def test_gradients_that_are_finite_and_left_in_a_pause_tell_nothing(planned):
     planned |= {30: 100}
     model = make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf) as watch:
         for step, x in enumerate(data(60)):
             optimizer.zero_grad()
             loss_of(model, x).backward()
@@ -753,7 +753,7 @@ def test_batches_that_were_left_out_are_counted_of_those_that_were_heard(planned
     planned |= {30 + 40 * k: 30 for k in range(10)}
     model = make()
     optimizer = sgd(model)
-    with levada.watch(model, optimizer, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1000, max_overhead=math.inf) as watch:
         for step, x in enumerate(data(400)):
             optimizer.zero_grad()
             loss = loss_of(model, x * (math.nan if step % 25 == 3 else 1))

@@ -16,7 +16,7 @@ def stop(monkeypatch, how, *, at=435, pause=(425, 100), **watching):
     monkeypatch.setattr(Cadence, "pause", lambda self, step: pause[1] if step == pause[0] else 0)
     model = make()
     optimizer = sgd(model, lr=0.01)
-    watch = levada.watch(model, optimizer, every=20, max_overhead=1e9, **watching)
+    watch = levada.watch(model, optimizer, every=20, max_overhead=math.inf, **watching)
 
     def loop():
         with watch:

@@ -1,5 +1,6 @@
 """Passes of a thread that evaluates the model are none of the turns of the thread that trains it."""
 
+import math
 import threading
 
 import pytest
@@ -14,7 +15,7 @@ def test_a_pass_of_another_thread_between_two_optimizers_ends_no_step(monkeypatc
     monkeypatch.setattr(Cadence, "pause", lambda self, step: 9 if paused and step == 5 and self.pauses else 0)
     model = make()
     optimizers = [sgd(model.blocks, lr=0.01), sgd(model.head, lr=0.01)]
-    with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizers, every=1000, max_overhead=math.inf) as watch:
         for x in data(20):
             for optimizer in optimizers:
                 optimizer.zero_grad()

@@ -157,7 +157,7 @@ def follow(loop, *, every=95, steps=100):
     each = [[*part.parameters()] for part in parts(model)]
     optimizers = [kind(held, lr=0.01) for held in each]
     hears = Hears()
-    with levada.watch(model, optimizers, every=every, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, optimizers, every=every, max_overhead=math.inf, listeners=[hears]) as watch:
         loop(model, optimizers, data(steps))
     return watch, hears, model
 
@@ -212,7 +212,7 @@ def test_where_a_pass_between_two_steps_ends_none_there_are_no_pauses(planned):
     planned |= {4: 10}
     hears, model, other = Hears(), make(), nn.Linear(3, 1)
     first, second = (sgd(part) for part in parts(model))
-    with levada.watch(model, [first, second], every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, [first, second], every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         for x in data(20):
             first.zero_grad()
             second.zero_grad()
@@ -229,7 +229,7 @@ def test_optimizers_that_step_together_for_the_first_time_end_a_pause_of_turns(p
     planned |= {12: 20}
     hears, model = Hears(), make()
     optimizers = [sgd(model.embed), sgd(model.blocks), sgd(model.head)]
-    with levada.watch(model, optimizers, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, optimizers, every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         for step, x in enumerate(data(40)):
             for optimizer in optimizers:
                 optimizer.zero_grad()
@@ -256,7 +256,7 @@ def test_nan_in_the_turn_behind_the_last_one_that_was_made_is_told_by_its_gradie
     for given in (math.nan, 1.0):
         model = make()
         optimizers = [sgd(part, lr=0.01) for part in parts(model)]
-        with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+        with levada.watch(model, optimizers, every=1000, max_overhead=math.inf) as watch:
             for step, x in enumerate(data(10)):
                 optimizer = optimizers[step % 2]
                 optimizer.zero_grad()
@@ -272,7 +272,7 @@ def test_what_an_update_left_in_the_gradients_of_who_rested_is_no_step_that_was_
     planned |= {4: 20}
     model = make()
     optimizers = [sgd(part, lr=0.01) for part in parts(model)]
-    with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizers, every=1000, max_overhead=math.inf) as watch:
         turns((0, 1))(model, optimizers, data(9))
         model.head.weight.grad = torch.full_like(model.head.weight, math.inf)
     assert watch.steps == 9
@@ -283,7 +283,7 @@ def test_a_loop_of_turns_that_makes_no_update_any_more_ends_the_pause_and_is_tol
     planned |= {30: 10_000}
     model = make()
     optimizers = [sgd(part, lr=0.01) for part in parts(model)]
-    with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizers, every=1000, max_overhead=math.inf) as watch:
         for step, x in enumerate(data(200)):
             optimizer = optimizers[step % 2]
             optimizer.zero_grad()
@@ -300,7 +300,7 @@ def test_an_optimizer_that_steps_in_pauses_alone_is_not_said_to_rest(planned):
     planned |= {10 + 50 * k: 48 for k in range(40)}
     model = make()
     optimizers = [sgd(part, lr=0.01) for part in parts(model)]
-    with levada.watch(model, optimizers, every=10_000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizers, every=10_000, max_overhead=math.inf) as watch:
         for step, x in enumerate(data(2000)):
             for optimizer in optimizers:
                 optimizer.zero_grad()
@@ -360,7 +360,7 @@ def test_a_turn_that_is_left_in_a_pause_may_add_to_the_next_loss_which_is_not_to
     planned |= {4: 20}
     hears, model = Hears(), make()
     optimizers = [sgd(part, lr=0.01) for part in parts(model)]
-    with levada.watch(model, optimizers, every=1000, max_overhead=1e9, listeners=[hears]) as watch:
+    with levada.watch(model, optimizers, every=1000, max_overhead=math.inf, listeners=[hears]) as watch:
         turns((0, 1))(model, optimizers, data(6))
         loss_of(model, data(1)[0]).backward()
         watch.leave()
@@ -376,7 +376,7 @@ def test_what_rested_is_not_told_behind_a_pass_of_validation_either(planned, pas
     planned |= {4: 20}
     model = make()
     optimizers = [sgd(part, lr=0.01) for part in parts(model)]
-    with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizers, every=1000, max_overhead=math.inf) as watch:
         turns((0, 1))(model, optimizers, data(9))
         model.head.weight.grad = torch.full_like(model.head.weight, math.inf)
         if passes:
@@ -389,7 +389,7 @@ def test_a_loss_that_is_given_behind_the_turn_of_another_network_is_that_of_the_
     planned |= {4: pause}
     model = Adversaries()
     optimizers = [sgd(part, lr=0.01) for part in parts(model)]
-    with levada.watch(model, optimizers, every=1000, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizers, every=1000, max_overhead=math.inf) as watch:
         adversaries(1)(model, optimizers, data(9))
         watch.leave(loss=model.critic(data(1)[0]).mean() * math.nan)
     assert watch.steps == 9

@@ -236,7 +236,7 @@ def train(case: str, rank: int, mesh) -> tuple[list[str], list[dict]]:
         net = wrap(case, net, mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
     given = net.module if case == "module_inside" else net  # as trainers give it to their callbacks
-    with watch(given, optimizer, every=1, max_overhead=1e9) as probe:
+    with watch(given, optimizer, every=1, max_overhead=math.inf) as probe:
         if case == "wrapped_later":
             net = wrap(case, net, mesh)
         for step, x in enumerate(batches()):
@@ -272,7 +272,7 @@ def alone():
         optimizer.step()
         optimizer.zero_grad()
 
-    return watch(net, optimizer, every=1, max_overhead=1e9), step
+    return watch(net, optimizer, every=1, max_overhead=math.inf), step
 
 
 def steps_that_are_sampled(rank: int) -> list[int]:
@@ -288,7 +288,7 @@ def steps_that_are_sampled(rank: int) -> list[int]:
 def jump_in_one(rank: int) -> list[int]:
     net = nn.parallel.DistributedDataParallel(Net(1).double())
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    with watch(net, optimizer, every=40, max_overhead=1e9) as probe:
+    with watch(net, optimizer, every=40, max_overhead=math.inf) as probe:
         for step in range(152):
             level = 10.0 if rank and step >= 65 else 1.0
             with net.no_sync():
@@ -350,7 +350,7 @@ def disagree(case: str, rank: int) -> tuple[str, int]:
             if rank == 1:  # after the copies were made, which would notice
                 net.layers.append(Block().double())
             optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-            probe = watch(copies, optimizer, every=1, max_overhead=1e9)
+            probe = watch(copies, optimizer, every=1, max_overhead=math.inf)
 
             def step() -> None:
                 with copies.no_sync():

@@ -22,6 +22,7 @@ from levada._errors import UsageError
 from levada.cli import main
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site
+from levada.report.page import sections_of
 from levada.report.watch import watch_view
 from levada.runs import Run, RunWriter, doctor
 from levada.runs.codes import LARGEST, decoded, encode, thresholds
@@ -288,7 +289,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_with_its_record(tmp_p
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        with levada.watch(model, optimizer, run=run, every=2, max_overhead=1e9) as watch:
+        with levada.watch(model, optimizer, run=run, every=2, max_overhead=math.inf) as watch:
             for _ in range(steps):
                 optimizer.zero_grad()
                 model(torch.ones(3, 2)).square().sum().backward()
@@ -361,7 +362,7 @@ def test_entering_the_watch_again_goes_on_with_the_record(tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    watched = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=1e9)
+    watched = levada.watch(model, optimizer, run=tmp_path / "run", every=1, max_overhead=math.inf)
 
     def train(steps: int) -> None:
         for _ in range(steps):
@@ -443,3 +444,14 @@ def test_an_error_that_ends_a_training_is_in_its_record(tmp_path: Path) -> None:
     assert main(["report", str(tmp_path / "run"), "-o", str(page)]) == 0
     assert "The training ended by an error: RuntimeError: disk on fire." in page.read_text()
     assert "The run was stopped by an error after 3 steps: RuntimeError." in page.read_text()
+
+
+def test_the_record_and_its_page_say_which_network_it_is_of(tmp_path: Path) -> None:
+    class Critic(nn.Linear): ...
+
+    model = torch.nn.DataParallel(Critic(2, 1))
+    with levada.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), run=tmp_path / "gan-2"):
+        pass
+    run = Run(tmp_path / "gan-2")
+    assert run.manifest.config == {"model": "Critic"}
+    assert sections_of(run)[0]["view"]["title"] == "gan-2 (Critic)"

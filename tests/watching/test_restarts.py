@@ -1,8 +1,15 @@
 """A loss that every restart of the learning rate raises and that came back each time, and others that are up."""
 
-import pytest
-from benchmarks.watch_verdicts.synthetic import Synthetic
+from __future__ import annotations
 
+import math
+
+import pytest
+import torch
+from benchmarks.watch_verdicts.synthetic import Synthetic
+from torch import nn
+
+import levada
 from levada.watching.verdict.baseline import LossBaseline
 from levada.watching.verdict.judged import standing_of
 from levada.watching.verdict.restarts import Restarts
@@ -85,3 +92,23 @@ def test_the_judge_tells_it_of_every_loss_and_of_where_the_rate_rose():
     run.judge._rates.before_update(300, 1e-2)
     run.run(20)
     assert (run.judge.restarts._at, run.judge.restarts._last) == (300, run.step - run.every)
+
+
+@pytest.mark.parametrize(("restart", "said"), [(240, True), (100, False), (None, False)])
+def test_a_jump_behind_a_restart_says_how_long_ago_that_was_and_blames_it_for_nothing(restart, said):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with levada.watch(model, optimizer, every=5, max_overhead=math.inf) as watch:
+        for step in range(300):
+            optimizer.param_groups[0]["lr"] = 1e-3 if step == restart else 1e-4
+            x = torch.randn(32, 4)
+            optimizer.zero_grad()
+            loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+            (loss * (30 if step == 274 else 1)).backward()
+            optimizer.step()
+    (found,) = [one for one in watch.findings if one.rule == "loss_spike"]
+    rose = "The learning rate rose from 0.0001 to 0.001 at step 240, 34 steps before it. "
+    assert (f"{rose}Nothing else that is watched moved before it" in found.claim) is said
+    assert ("Nothing that is watched moved before it" in found.claim) is not said
+    assert found.evidence["learning_rate"] is None

@@ -651,7 +651,7 @@ def watched(optimizers, loss_of, steps, thaw=lambda *_: None):
     model = nn.ModuleDict({"trunk": nn.Linear(4, 8), **{name: nn.Linear(8, 2) for name in ("head", "aux")}})
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
     used = optimizers(model)
-    with levada.watch(model, used, every=2, max_overhead=1e9) as watching:
+    with levada.watch(model, used, every=2, max_overhead=math.inf) as watching:
         for step in range(steps):
             thaw(step, used)
             used.zero_grad()

@@ -1,6 +1,7 @@
 """Blocks that get no gradient, beside parameters that do: what is said of them holds, and no more than that."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def pretrained(head_is_measured, then):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     past_hooks = pytest.warns(UserWarning, match="head learned and was not seen to run")
     warned = past_hooks if then is probe and not head_is_measured else contextlib.nullcontext()
-    with warned, levada.watch(model, optimizer, every=4, max_overhead=1e9) as watch:
+    with warned, levada.watch(model, optimizer, every=4, max_overhead=math.inf) as watch:
         for step in range(260):
             x = torch.randn(8, 4)
             hidden = model.encoder(x)
@@ -69,7 +70,7 @@ def test_gradients_that_are_set_to_zero_behind_the_backward_pass_came_back_all_t
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(4)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1, max_overhead=math.inf) as watch:
         for step in range(50):
             x = torch.randn(8, 4)
             optimizer.zero_grad()
@@ -89,7 +90,7 @@ def test_blocks_that_lost_their_gradient_at_other_steps_are_told_of_each():
     model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(6)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     since = {1: 20, 3: 20, 4: 30}
-    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1, max_overhead=math.inf) as watch:
         for step in range(60):
             x = torch.randn(8, 4)
             optimizer.zero_grad()
@@ -108,7 +109,7 @@ def generator(forward, update, steps=120):
     torch.manual_seed(0)
     model, other = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))), nn.Linear(4, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with levada.watch(model, optimizer, every=4, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=4, max_overhead=math.inf) as watch:
         for step in range(steps):
             optimizer.zero_grad()
             other(forward(model, step)).mean().backward()

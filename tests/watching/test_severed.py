@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from dataclasses import asdict
 
 import pytest
@@ -42,7 +43,7 @@ def train(body, steps=90, *, kind=torch.optim.AdamW, each=lambda model, step: No
     model = nn.Sequential(nn.Linear(8, 16), *body(), nn.Linear(16, 3))
     optimizer = kind(model.parameters(), lr=options.pop("lr", 3e-3), **options)
     of = torch.randn(8, 3)
-    overhead = 1e9 if every == 1 else 0.01
+    overhead = math.inf if every == 1 else 0.01
     with levada.watch(model, optimizer, every=every, max_overhead=overhead) as watch:
         for step in range(steps):
             x = torch.randn(32, 8)
@@ -340,7 +341,7 @@ def test_a_module_that_computes_with_the_weight_of_a_layer_that_it_does_not_call
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), Around(quantised), Around(quantised), nn.Linear(8, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1, max_overhead=math.inf) as watch:
         for _ in range(40):
             x = torch.randn(16, 4)
             optimizer.zero_grad()

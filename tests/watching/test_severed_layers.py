@@ -1,6 +1,8 @@
 """Layers of many kinds whose weights get no gradient: which of them lose it, and in what."""
 
+import math
 import pickle
+import time
 import warnings
 
 import pytest
@@ -292,7 +294,68 @@ def test_an_error_of_its_own_takes_its_hooks_off(monkeypatch):
             model(torch.randn(8, DIM)).sum().backward()
             optimizer.step()
 
-    with levada.watch(model, optimizer, every=1, max_overhead=1e9):
+    with levada.watch(model, optimizer, every=1, max_overhead=math.inf):
         with pytest.warns(UserWarning, match="never gets to raised ZeroDivisionError"):
             train()
         assert not model[0].weight._backward_hooks
+
+
+def signs(layer, x):
+    return functional.linear(x, layer.weight.sign(), layer.bias)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam])
+def test_a_decay_that_carries_weights_past_zero_hides_nothing(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(changed(nn.Linear, signs, 8, 8), nn.Linear(8, 1))
+    optimizer, looking = kind(model.parameters(), lr=1e-2, weight_decay=1.0), Severed()
+    model[0].weight.data.mul_(0.3)
+    began = model[0].weight.detach().clone()
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(torch.randn(16, 8)).square().mean().backward()
+        looking.before_update(model, [optimizer])
+        optimizer.step()
+    assert bool((model[0].weight * began < 0).any())  # some are past it
+    assert looking.names == {"0.weight": "sign"}
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_what_a_moving_average_makes_under_a_decay_is_not_taken_for_decay():
+    def averaged(layer, x):
+        weight = layer.weight
+        with torch.no_grad():
+            weight.mul_(0.9).add_(0.1 * torch.randn_like(weight))
+        return functional.linear(x, weight.sign())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(changed(nn.Linear, averaged, 8, 8), nn.Linear(8, 1))
+    optimizer, looking = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1.0), Severed()
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(torch.randn(16, 8)).square().mean().backward()
+        looking.before_update(model, [optimizer])
+        optimizer.step()
+    assert looking.names == {}
+    assert looking._weights == []  # it is known to be made otherwise
+
+
+def test_the_time_of_the_hooks_is_told_with_the_rest(monkeypatch):
+    found = severed.lost_in
+
+    def slow(*of):
+        time.sleep(0.02)
+        return found(*of)
+
+    monkeypatch.setattr(severed, "lost_in", slow)
+    model = nn.Sequential(changed(nn.Linear, signs, 8, 8), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with levada.watch(model, optimizer, every=1000) as watch:
+        for step in range(LOOKS + PASSES + 1):
+            if step == LOOKS - 1:
+                before = watch.overhead
+            optimizer.zero_grad()
+            model(torch.randn(16, 8)).square().mean().backward()
+            optimizer.step()
+    assert before < 0.5 < watch.overhead  # by now nearly all of the time was in them
+    assert watch.judge.between.severed == {"0.weight": "sign"}

@@ -309,7 +309,7 @@ def test_nothing_is_healthy_once_the_rules_hear_no_more():
 def test_of_a_run_that_is_not_finite_from_its_first_step_on_nothing_else_is_told_as_missing():
     model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with levada.watch(model, optimizer, every=1, max_overhead=1e9) as watch:
+    with levada.watch(model, optimizer, every=1, max_overhead=math.inf) as watch:
         for _ in range(20):
             optimizer.zero_grad()
             (model(torch.randn(8, 4)) * float("nan")).square().mean().backward()

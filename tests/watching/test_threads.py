@@ -261,7 +261,7 @@ def test_a_thread_that_evaluates_with_gradients_all_the_time_ends_no_measuring()
         while not over.is_set():
             loss_of(model, x)
 
-    with warnings.catch_warnings(), levada.watch(model, optimizer, every=2, max_overhead=1e9) as watch:
+    with warnings.catch_warnings(), levada.watch(model, optimizer, every=2, max_overhead=math.inf) as watch:
         warnings.simplefilter("error")
         beside = threading.Thread(target=evaluate)
         beside.start()

@@ -1,5 +1,7 @@
 """Optimizers that take turns, each after a backward pass of its own: every step has its own loss and gradients."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ def train(pair, optimizers, every, steps=40, toggled=False, shared=False):
     """Adversaries: the second network learns from what the first gives, then the first from what the second says."""
     first, second = pair.first, pair.second
     truth = []
-    with levada.watch(pair, optimizers, every=every, max_overhead=1e9) as watch:
+    with levada.watch(pair, optimizers, every=every, max_overhead=math.inf) as watch:
         for _ in range(steps):
             x = torch.randn(8, 4)
             for learner, other, optimizer in ((second, first, optimizers[1]), (first, second, optimizers[0])):
@@ -70,7 +72,7 @@ def test_an_optimizer_that_never_steps_has_the_gradient_that_lies_there():
     """So that weights which get a gradient and are not moved can be told from those whose turn comes."""
     pair = Pair()
     optimizers = [torch.optim.SGD(half.parameters(), lr=0.05) for half in (pair.first, pair.second)]
-    with levada.watch(pair, optimizers, every=1, max_overhead=1e9) as watch:
+    with levada.watch(pair, optimizers, every=1, max_overhead=math.inf) as watch:
         for _ in range(6):
             optimizers[1].zero_grad()  # what the other gets piles up
             pair.second(pair.first(torch.randn(8, 4))).square().mean().backward()
@@ -93,7 +95,7 @@ def take_turns(turns, steps, every):
     pair = Pair()
     halves = (pair.first, pair.second)
     optimizers = [torch.optim.Adam(half.parameters(), lr=1e-3) for half in halves]
-    with levada.watch(pair, optimizers, every=every, max_overhead=1e9) as watch:
+    with levada.watch(pair, optimizers, every=every, max_overhead=math.inf) as watch:
         for step in range(steps):
             x = torch.randn(8, 4)
             for each in optimizers:
@@ -130,7 +132,7 @@ def hush(stops, steps=330, lengths=(1, 1), freezes=False):
     pair = Pair()
     halves = (pair.first, pair.second)
     optimizers = [torch.optim.SGD(half.parameters(), lr=1e-2) for half in halves]
-    with levada.watch(pair, optimizers, every=10, max_overhead=1e9) as watch:
+    with levada.watch(pair, optimizers, every=10, max_overhead=math.inf) as watch:
         for step in range(steps):
             x = torch.randn(8, 4)
             for each in optimizers:
@@ -175,7 +177,7 @@ def test_gradients_that_lie_there_from_before_are_none_that_come(clears):
         torch.optim.SGD([*pair.first.parameters(), *back.parameters()], lr=1e-2),
         torch.optim.SGD(pair.second.parameters(), lr=1e-2),
     ]
-    with levada.watch(whole, optimizers, every=10, max_overhead=1e9) as watch:
+    with levada.watch(whole, optimizers, every=10, max_overhead=math.inf) as watch:
         for step in range(300):
             x = torch.randn(8, 4)
             late = step >= 20

@@ -347,7 +347,7 @@ def test_weights_that_no_optimizer_holds_lose_no_updates():
     x = torch.randn(64, 8)
     y = net(x).detach() + 1.0
     optimizer = torch.optim.Adam([p for n, p in net.named_parameters() if "bias" in n], lr=0.003)
-    with levada.watch(net, optimizer, every=2, max_overhead=1e9) as watch:
+    with levada.watch(net, optimizer, every=2, max_overhead=math.inf) as watch:
         for _ in range(300):
             optimizer.zero_grad()
             (net(x) - y).square().mean().backward()

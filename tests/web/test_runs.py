@@ -76,6 +76,21 @@ def test_a_summary_says_what_a_watched_run_is(client: Client, root: Path) -> Non
     assert told["damage"] == []
 
 
+def test_the_last_loss_of_several_processes_is_a_mean_over_all_and_whose_the_others_are_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunWriter.create(path, kind="watch", name="run") as writer:
+        writer.append("loss", steps=[0, 1, 2], values=[2.5, 2.0, 1.5], of=0)
+        assert summary_of(path, "a" * 20, "run").loss == 1.5  # no mean is known yet
+        writer.append("loss", steps=[0, 1], values=[2.25, 1.75], of="all")
+        writer.append("loss", steps=[2, 3], values=[1.5, 1.0], of=0)
+    summary = summary_of(path, "a" * 20, "run")
+    assert (summary.loss, summary.steps) == (1.75, 4)
+    assert summary.notes[0] == (
+        "The losses are means over all processes; of steps 2 to 3 they are those of process 0 alone, as no sample came "
+        "that brings the means."
+    )
+
+
 def test_summaries_of_the_other_kinds(client: Client) -> None:
     check = client.json(client.run("checks/one"))
     assert check["has"] == ["mixing", "memory", "drawings"]

@@ -215,14 +215,13 @@ def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     if [t.shape for t in before] != [t.shape for t in after]:
         shapes = [[tuple(t.shape) for t in group] for group in (before, after)]
         raise UsageError(f"verify_preserved: the models must return tensors of the same shapes, got {shapes}.")
-    largest = 0.0
+    found = [0.0]
     for one, other in zip(before, after, strict=True):
         if one.numel():
             one, other = one.detach(), other.detach()
             scale = max(float(one.abs().max()), torch.finfo(torch.float64).tiny)
-            value = float((one - other).abs().max()) / scale
-            largest = value if not value <= largest else largest
-    return largest
+            found.append(float((one - other).abs().max()) / scale)
+    return float(torch.tensor(found, dtype=torch.float64).max())  # which is NaN where one of them is
 
 
 def verify_preserved(model: nn.Module, net: nn.Module, batch: Any = None) -> float:

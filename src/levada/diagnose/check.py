@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from levada._errors import UsageError
-from levada._names import spelt
+from levada._names import NONFINITE, spelt
 from levada.diagnose.decay import Decay, gradient_decay, signal_decay, size_decay
 from levada.diagnose.diagnostics import diagnose
 from levada.diagnose.facts import facts_of
@@ -138,6 +138,8 @@ def examine(
         notes.append("The model is compiled; the module inside was measured, without compiling.")
     notes.extend(_data_notes(trace, batches))
     notes.extend(not_followed(facts_of(trace).memory, trace.sites))
+    if (behind := facts_of(trace).behind) is not None:
+        notes.append(behind.told())
     if not model.training:
         notes.append("The model is in eval mode and was measured so; call model.train() to measure it as it trains.")
     findings = diagnose(trace)
@@ -218,7 +220,9 @@ def _blocks(trace: Trace) -> list[dict[str, Any]]:
     blocks = []
     for i, site in enumerate(trace.sites):
         block: dict[str, Any] = {"site": site.name, "order": site.order, "kind": site.kind, "shape": list(site.shape)}
-        block |= {signal: values[i] for signal, values in means.items() if not math.isnan(values[i])}
+        hurt = {signal for signal, bad in NONFINITE.items() if bad in means and means[bad][i] > 0}
+        # What is NaN was not measured, unless the numbers themselves are not finite.
+        block |= {name: values[i] for name, values in means.items() if not math.isnan(values[i]) or name in hurt}
         if not math.isnan(logs[i]):
             block["cotangent_log10"] = logs[i]
         if i and math.isfinite(logs[i - 1]) and math.isfinite(logs[i]):
@@ -241,7 +245,8 @@ def _blocks(trace: Trace) -> list[dict[str, Any]]:
                 block["prediction_missing"] = told.reason
             if told.anchored:
                 block["prediction_from"] = "the measured signal before this block"
-        blocks.append(block | block_fields(facts, site))
+        block |= block_fields(facts, site)
+        blocks.append(block if facts.behind is None else facts.behind.own(block))
     return blocks
 
 

@@ -13,6 +13,7 @@ import torch
 from levada._names import CALLED, STATUSES
 from levada._numbers import json_ready
 from levada.diagnose.finding import Finding
+from levada.runs.jumps import at_steps, told_together
 
 __all__ = ["Report", "Verdict"]
 
@@ -123,8 +124,8 @@ class Report:
         from levada.report.depth import depth_lines  # above this package, as in `to_html`
 
         lines.extend(f"  {line}" for line in depth_lines(self.summary))
-        for finding in self.findings:
-            lines.extend(_finding_lines(finding))
+        for finding, others in _told_once(self.findings):
+            lines.extend(_finding_lines(finding, others))
         lines.extend(f"  note: {note}" for note in self.notes)
         return "\n".join(lines)
 
@@ -155,9 +156,35 @@ def _calibrated(finding: Finding) -> str:
     return f"as severe on {count} of {told['of']} {told['suite'] or 'healthy programs'} ({interval})"
 
 
-def _finding_lines(finding: Finding) -> Sequence[str]:
+def _told_once(found: Sequence[Finding]) -> list[tuple[Finding, list[Finding]]]:
+    """Give each finding that has lines of its own, with those told in the first: of one divergence, or over too."""
+    facts = [
+        {"rule": one.rule, "severity": one.severity, "status": one.status, "evidence": one.evidence} for one in found
+    ]
+    told = [(found[i], [found[j] for j in others]) for i, others in told_together(facts).items()]
+    last = {one.rule: one for one in sorted(found, key=_over) if one.status == "clear" and _over(one) >= 0}
+    kept = [(one, others) for one, others in told if last.get(one.rule, one) is one or one.status != "clear"]
+    for one, others in kept:
+        if one is last.get(one.rule):
+            others += [each for each in found if each.rule == one.rule and each.status == "clear" and each is not one]
+    return kept
+
+
+def _over(finding: Finding) -> int:
+    """Return the step at which a finding of a watched run was over; -1 of others."""
+    step = finding.evidence.get("cleared_at")
+    return step if isinstance(step, int) else -1
+
+
+def _finding_lines(finding: Finding, others: Sequence[Finding] = ()) -> Sequence[str]:
     mark = CALLED[finding.severity] if finding.status == "fired" else STATUSES[finding.status]
-    lines = [f"  {mark} {finding.rule}: {finding.claim}"]
+    beside = ""
+    if others and finding.status == "clear":
+        over = at_steps(sorted(map(_over, (*others, finding))))
+        beside = f", {len(others) + 1} times, at {over}; the last"
+    elif others:
+        beside = f" and {len(others)} more, at {at_steps(sorted(int(one.evidence['step']) for one in others))}"
+    lines = [f"  {mark} {finding.rule}{beside}: {finding.claim}"]
     if finding.status == "fired":
         if finding.consequence:
             lines.append(f"      consequence: {finding.consequence}")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, final
 
-from levada._errors import MissingExtraError, UsageError
+from levada._errors import MissingExtraError, UsageError, require_switch
 from levada.integrations.training import Watched, is_error
 from levada.watching.measure.sample import Continue
 
 try:
     from transformers import Trainer, TrainerCallback
 except ModuleNotFoundError as error:
+    # transformers says so, too, where a package that it imports is broken, as a torchvision made for another PyTorch.
+    if all(map(find_spec, ("transformers", "accelerate"))):
+        raise
     raise MissingExtraError(
         "levada.integrations.huggingface needs transformers and accelerate, which are not installed. "
         "Install them with: pip install 'transformers[torch]'"
@@ -49,7 +53,8 @@ class LevadaCallback(TrainerCallback):
         watch: the watch, None before the first training.
 
     Raises:
-        UsageError: at the beginning of a training with DeepSpeed, or where `levada.watch` raises it.
+        UsageError: if an argument is none of these, or out of range; at the beginning of a training with DeepSpeed, or
+            where `levada.watch` raises it.
 
     Example:
         >>> callback = LevadaCallback(every=10)
@@ -66,7 +71,7 @@ class LevadaCallback(TrainerCallback):
         stop_on_error: bool = False,
         **options: Any,
     ) -> None:
-        self._stop = stop_on_error
+        self._stop = require_switch("LevadaCallback", "stop_on_error", stop_on_error)
         self._watched = Watched({"run": run, "every": every, "max_overhead": max_overhead, **options})
 
     @property

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from levada._errors import MissingExtraError, UsageError
+from levada._errors import MissingExtraError, UsageError, require_switch
 from levada.integrations.training import Watched, is_error
 from levada.watching.measure.sample import Continue
 
@@ -59,7 +59,8 @@ class LevadaCallback(Callback):
         watch: the watch, None before the first training.
 
     Raises:
-        UsageError: at the beginning of a training with DeepSpeed, or where `levada.watch` raises it.
+        UsageError: if an argument is none of these, or out of range; at the beginning of a training with DeepSpeed, or
+            where `levada.watch` raises it.
 
     Example:
         >>> callback = LevadaCallback(every=10)
@@ -76,7 +77,7 @@ class LevadaCallback(Callback):
         stop_on_error: bool = False,
         **options: Any,
     ) -> None:
-        self._stop = stop_on_error
+        self._stop = require_switch("LevadaCallback", "stop_on_error", stop_on_error)
         self._watched = Watched({"run": run, "every": every, "max_overhead": max_overhead, **options})
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from levada._names import CALLED
+from levada.watching.arguments import require_options
 from levada.watching.measure.sample import Continue
 from levada.watching.record.news import News
 
@@ -24,11 +25,14 @@ class Watched:
 
     Args:
         options: of `levada.watch`.
+
+    Raises:
+        UsageError: if `levada.watch` has one of them not, or would refuse it.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.watch: Watch | None = None
-        self._options = {name: value for name, value in options.items() if value is not None}
+        self._options = require_options("LevadaCallback", options, own=("stop_on_error",))
         self._begun = 0
         self._news = News()
         self._reported = -1
@@ -41,7 +45,7 @@ class Watched:
         self._begun += 1
         self._news, self._reported = News(), -1
         options = dict(self._options)
-        if self._begun > 1 and "run" in options:
+        if self._begun > 1:
             # The record of a training is never continued by another one, also where a trainer begins again by itself.
             options["run"] = _numbered(options["run"], self._begun)
         self.watch = watch(model, list(optimizers), scaler=scaler, **options)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from levada.ops import _kernels
-from levada.ops._define import import_kernels
+from levada.ops._loading import import_kernels
 
 __all__ = ["TOGETHER", "added", "array_of", "blocks_of", "loops_for", "number_of", "rows_of"]
 

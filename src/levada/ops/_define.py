@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any, Final
 
 import torch
@@ -16,12 +14,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from levada.ops._fitting import Signature, differ, requirement
+from levada.ops._loading import import_kernels
 
 __all__ = [
     "Kernel",
     "define",
     "empty_like",
-    "import_kernels",
     "is_direct",
     "is_observed",
     "is_special",
@@ -206,22 +204,6 @@ def triton_or_reference(module: str, name: str, reference: Kernel) -> Kernel:
         return (reference if found is None else getattr(found, name))(*args)
 
     return kernel
-
-
-@functools.cache
-def import_kernels(module: str, package: str) -> ModuleType | None:
-    """Return a module of kernels; None where the package that compiles them is not installed.
-
-    Args:
-        module: dotted name.
-        package: what it imports from outside.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        return None
 
 
 @functools.cache  # which makes the warning the only one

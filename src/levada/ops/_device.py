@@ -36,10 +36,10 @@ def past_limit(what: str, most: str) -> None:
 
     Args:
         what: was asked for.
-        most: what kernels take.
+        most: what kernels take, as in "at most 16".
     """
     warnings.warn(
-        f"{what}: the kernels for a GPU take at most {most}. The reference runs, by plain operations, which is slow.",
+        f"{what}: the kernels for a GPU take {most}. The reference runs, by plain operations, which is slow.",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import numba  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -17,7 +19,7 @@ from numba import carray, types  # type: ignore[import-untyped, import-not-found
 from numba.extending import intrinsic, overload  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-__all__ = ["array_at", "compiled", "exp", "one_over_root", "over_addresses", "over_tokens", "tanh"]
+__all__ = ["array_at", "compiled", "exp", "one_over_root", "over_addresses", "over_table", "over_tokens", "tanh"]
 
 _WORTH_A_THREAD: Final = 2**15  # elements: a thread takes some microseconds to begin
 
@@ -36,9 +38,24 @@ def compiled(function: Callable[..., Any]) -> Any:
         function: of arrays and numbers.
     """
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
+        made = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # it found none: each process compiles its own
         return numba.njit(**_OPTIONS)(function)
+    # Numba asks whether the function's own file is what it was, not those of the functions that it calls.
+    kept: Any = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if hasattr(kept, "_source_stamp"):
+        kept._source_stamp = kept._source_stamp, _SOURCES
+    return made
+
+
+def _sources() -> str:
+    """Return what changes with any function that is compiled."""
+    names = {"_numba.py", "_tiles.py", "loops.py", "tiles.py"}
+    paths = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.name in names)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+_SOURCES: Final = _sources()
 
 
 @functools.cache
@@ -104,6 +121,30 @@ def over_addresses(function: Callable[..., Any], tensors: Sequence[Tensor], *opt
     if len(ends) == 2:
         return [function(addresses, 0, ends[1], *options)]
     return _together(function, [[addresses, a, b, *options] for a, b in itertools.pairwise(ends)], tensors)
+
+
+def over_table(
+    function: Callable[..., Any], tensors: Sequence[Tensor], tokens: int, *options: Any, work: int = 0
+) -> list[Any]:
+    """Call a compiled function with an array of tensors' addresses, a first token and the end, and options.
+
+    Unlike a tuple, an array of any length is of one type, for which the function is compiled once.
+
+    Args:
+        function: makes its arrays by `array_at`.
+        tensors: contiguous, on the CPU; some are written to.
+        tokens: number of them, or of whatever is divided among threads.
+        *options: handed on.
+        work: number of elements that are read.
+
+    Returns:
+        What each call returned, in the order of the tokens.
+    """
+    table = np.array([*map(Tensor.data_ptr, tensors)])
+    ends = _ends(tokens, work)
+    if len(ends) == 2:
+        return [function(table, 0, tokens, *options)]
+    return _together(function, [[table, a, b, *options] for a, b in itertools.pairwise(ends)], tensors)
 
 
 def _ends(tokens: int, work: int) -> list[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self, final
 
 import torch
@@ -35,6 +36,8 @@ class Origin:
         backward: whether it ran in the backward pass.
         number: how many operations ran before it.
         fed: whether Inf was among what it was given.
+        after: the block behind which it ran, of which all is finite; "" as long as that was not asked, see `behind`.
+        size: root mean square of what that block returned.
     """
 
     kind: str
@@ -43,6 +46,8 @@ class Origin:
     backward: bool
     number: int
     fed: bool = False
+    after: str = ""
+    size: float = math.nan
 
     def __str__(self) -> str:
         where = "the backward pass" if self.backward else self.module or "the loss, or the model's own forward"
@@ -62,6 +67,23 @@ class Origin:
         module = self.module.rpartition(" (")[0]
         return module == "the model" or block.startswith(f"{module}.")
 
+    def own(self, block: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is told of a block, with its own output's size where what ran behind it was measured for it.
+
+        Args:
+            block: `site`, `signal_rms`, `nonfinite` and others.
+
+        Example:
+            >>> made = Origin("NaN", "log", "the model", False, 7, after="head", size=0.5)
+            >>> made.own({"site": "head", "nonfinite": 1.0, "signal_rms": math.nan})
+            {'site': 'head', 'nonfinite': 0.0, 'signal_rms': 0.5}
+        """
+        return {**block, "signal_rms": self.size, "nonfinite": 0.0} if block["site"] == self.after else {**block}
+
+    def told(self) -> str:
+        """Say what the row of the block behind which it ran has."""
+        return f"The row of {self.after} has what that returns: {self.operation} in {self.module} comes behind it."
+
 
 @final
 class Origins(TorchDispatchMode):
@@ -72,6 +94,7 @@ class Origins(TorchDispatchMode):
 
     Attributes:
         finite: module -> whether all that it returned was finite.
+        sizes: module -> root mean square of what it returned last, where that was finite.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -86,6 +109,7 @@ class Origins(TorchDispatchMode):
         self.first_nan: Origin | None = None
         self.first_inf: Origin | None = None
         self.finite: dict[str, bool] = {}
+        self.sizes: dict[str, float] = {}
         self._model = model
         self._count = 0
         self._inside: list[str] = []
@@ -117,7 +141,10 @@ class Origins(TorchDispatchMode):
     def _leave(self, name: str, output: Any) -> None:
         self._inside.pop()
         with _disable_current_modes():
-            sound = not any(_has_nan(t) or _has_inf(t) for t in _floating(output))
+            returned = list(_floating(output))
+            sound = not any(_has_nan(t) or _has_inf(t) for t in returned)
+            if sound and returned:
+                self.sizes[name] = float(returned[0].detach().double().square().mean().sqrt())
         self.finite[name] = sound and self.finite.get(name, True)
 
     def __torch_dispatch__(
@@ -148,6 +175,7 @@ def behind(origins: Origins, trace: Trace) -> Origin | None:
     """Return what makes the first NaN or Inf, if it runs behind a block that returns finite numbers, and not in it.
 
     A block's signal is what comes to the next one: with what functions, and modules without weights, do to its output.
+    What it returns itself is measured here.
 
     Args:
         origins: of a pass.
@@ -160,7 +188,9 @@ def behind(origins: Origins, trace: Trace) -> Origin | None:
     site = trace.sites[bad[0]].name
     module = origin.module.rpartition(" (")[0]
     inside = module == site or module.startswith(f"{site}.")
-    return origin if not inside and origins.finite.get(site, False) else None
+    if inside or not origins.finite.get(site, False):
+        return None
+    return replace(origin, after=site, size=origins.sizes.get(site, math.nan))
 
 
 def _floating(value: Any) -> Iterator[Tensor]:

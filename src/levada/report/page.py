@@ -283,6 +283,8 @@ def sections_of(run: Run, *, drawn: bool = True) -> list[dict[str, Any]]:
     if told.kind == "watch":
         folder = run.path.resolve()
         name = name_of(folder) if told.name == folder.name else told.name
+        if isinstance(kind := told.config.get("model"), str):
+            name = f"{name} ({kind})"  # the networks of one script differ by little else
         view = watch_view(run, name, events, damage, drawn=drawn)
         shared["damage"] = [*view.pop("damage"), *lost]
         sections.append({"kind": "watch", "view": _safe(view), **shared})

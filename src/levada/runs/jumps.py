@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from levada.runs.findings import gravity
 
-__all__ = ["more", "onset", "told_together"]
+__all__ = ["at_steps", "more", "onset", "told_together"]
 
 # Half of the losses whose median is what is usual: within so many steps a jump is still one from before the first.
 NEAR: Final = 64
+SOME: Final = 6  # steps that are all named
 
 
 def told_together(found: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, ...]]:
@@ -49,6 +50,23 @@ def told_together(found: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, ..
         told[lead] = tuple(i for i in chain if i != lead)
     beside = {i for others in told.values() for i in others}
     return {i: others for i, others in told.items() if i not in beside}
+
+
+def at_steps(steps: Sequence[int]) -> str:
+    """Name steps; of many the first and the last.
+
+    Args:
+        steps: at least one, in order.
+
+    Example:
+        >>> at_steps([99]), at_steps([99, 199]), at_steps([1, 2, 3]), at_steps(range(0, 9000, 1000))
+        ('step 99', 'steps 99 and 199', 'steps 1, 2 and 3', 'steps 0, 1,000, 2,000, ... and 8,000')
+    """
+    named = [f"{step:,}" for step in steps]
+    if len(named) == 1:
+        return f"step {named[0]}"
+    first = named[:-1] if len(named) <= SOME else [*named[:3], "..."]
+    return f"steps {', '.join(first)} and {named[-1]}"
 
 
 def more(others: Sequence[Any]) -> str:

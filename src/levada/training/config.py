@@ -233,7 +233,9 @@ class Watch:
 
     def __post_init__(self) -> None:
         _least("watch.every", self.every, 1)
-        _between("watch.max_overhead", self.max_overhead, 0.0, 1.0)
+        if not 0 < self.max_overhead <= 1:
+            rule = "train: watch.max_overhead must be a share of the training time, in (0, 1]"
+            raise UsageError(f"{rule}, got {self.max_overhead}.{left_out('watch.max_overhead')}")
 
 
 @final

@@ -78,7 +78,7 @@ class Engine:
         self._device = next(p.device for p in model.parameters())
         self._clock = StepClock(self._device)
         self.passes = Passes(model, cap=_CAP, begin=self._begin, end=self._end, spent=self._spent.add, fail=self.fail)
-        self.counts, self._optimizers = self.passes.counts, optimizers
+        self.counts, self.spend, self._optimizers = self.passes.counts, self._spent.add, optimizers
         self._tell_before_update, self._sampled = before_update, sampled
         self.weights = Weights(structure := Structure(model), optimizers)
         self._structure, self._taps = structure, Taps(model, structure.places, self)
@@ -87,7 +87,7 @@ class Engine:
         self.losses = Losses(
             model, optimizers, heard=self, parts=lambda: batches.divided, scaler=scaler, spent=self._spent.add
         )
-        self.stepping = self._before_step, self._after_step  # the hooks of optimizers
+        self.stepping, self.turn_of = (self._before_step, self._after_step), self._turn.of  # hooks of optimizers
         self.pauses = Pauses(self, cadence, self._clock, self.passes, self.losses, self._turn, self._arm)
         self.passes.awake, self.losses.own.awake = self._stir, partial(self._stir, late=True)
         self._together = Together(model, structure, cadence, sampled)
@@ -346,7 +346,7 @@ class Engine:
         begun = time.perf_counter()
         reading = self._reading
         self.passes.updated(self.steps)
-        self._turn.end()
+        self._turn.end(self.steps)
         self._heard = False
         learned = self.losses.current() is not None
         self.losses.end(self.steps)

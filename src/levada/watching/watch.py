@@ -20,7 +20,14 @@ from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
 from levada.runs.sampled import sampling
 from levada.runs.standing import Standing
-from levada.watching.arguments import optimizers_of, require_arguments, require_scalars
+from levada.watching.arguments import (
+    optimizers_of,
+    require_arguments,
+    require_cadence,
+    require_left,
+    require_listener,
+    require_scalars,
+)
 from levada.watching.engine import Engine
 from levada.watching.loop.ends import each_end, undone
 from levada.watching.loop.overhead import Cadence
@@ -30,6 +37,7 @@ from levada.watching.record.since import record_again
 from levada.watching.steps.kept_pass import Pass
 from levada.watching.steps.partly import Partly
 from levada.watching.steps.skipped import RULE as SKIPPED
+from levada.watching.surround import surround
 from levada.watching.uncopied import Uncopied
 from levada.watching.verdict.account import report, trace_of
 from levada.watching.verdict.judge import CONFIRMATIONS, WARM_UP, Judge
@@ -84,6 +92,7 @@ class Watch(Uncopied):
         self._engine.broke = self._engine.passes.moved.tell = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
+        self.turn_of: Callable[[int], int] = lambda step: self._engine.turn_of(step)
         self.unheard: Callable[[], tuple[str, bool]] = lambda: self._engine.pauses.unheard
         self._attach()
 
@@ -165,6 +174,7 @@ class Watch(Uncopied):
         Args:
             listener: one that was made for this watch.
         """
+        require_listener(listener, owner="Watch.listen")
         self._listeners.append(listener)
 
     def _attach(self) -> None:
@@ -223,7 +233,11 @@ class Watch(Uncopied):
         Args:
             again: makes the gradients anew, of the same random numbers, to be sampled; all processes give it, or none.
             loss: of the step, where this process has not seen it, as the first stage of a pipeline.
+
+        Raises:
+            UsageError: if one of them is something else.
         """
+        require_left(again, loss)
         self._engine.leave(again, loss)
 
     def log(self, **scalars: float) -> None:
@@ -345,7 +359,8 @@ def watch(
             as "s3://bucket/run": written to a local folder, and mirrored. A training that goes on from a checkpoint
             gives `levada.watching.Continue(folder, step)`.
         every: smallest distance between sampled steps.
-        max_overhead: largest share of the training time, once the first samples, and half a second, are paid for.
+        max_overhead: largest share of the training time, in (0, 1], once the first samples, and half a second, are paid
+            for; `math.inf` is without a limit.
         scaler: what scales the loss, such as a `torch.amp.GradScaler`.
         live: whether a view is shown on standard error; "plain" for lines even in a terminal.
         listeners: who hears of the samples.
@@ -369,31 +384,11 @@ def watch(
     optimizers = optimizers_of(model, optimizer)
     listeners = require_arguments(run, scaler, live, listeners)
     first = run.step if isinstance(run, Continue) else 0
-    cadence = Cadence(every, max_overhead, regardless=WARM_UP + CONFIRMATIONS)
+    cadence = Cadence(*require_cadence(every, max_overhead), regardless=WARM_UP + CONFIRMATIONS)
     made = Watch(model, optimizers, cadence=cadence, scaler=scaler, listeners=listeners, first=first)
-    undone(lambda: _surround(made, run, live), by=made.close)
-    return made
-
-
-def _surround(made: Watch, run: str | Path | Continue | None, live: bool | Literal["plain"]) -> None:
-    """Add the rules, what keeps the record, and what shows it."""
-    recording: Recording | None = None
     made._record = run.folder if isinstance(run, Continue) else run
-    if made._record is not None:
-        from levada.watching.record.recording import Recording
-
-        try:
-            recording = Recording(made._record, made, resume=isinstance(run, Continue) and not run.anew)
-        except OSError as error:
-            rule = f"watch: run must name a folder that can be written to, got {str(made._record)!r}"
-            raise UsageError(f"{rule}: {error.strerror or error}. Name another, or make room.") from error
-        made.run = recording.folder
-    made.judge = judge = Judge(made, keep=made.run, every=made._engine.cadence.every)
-    made._engine.passes.left_out, made._engine.unfit = judge.left_out, lambda: judge.left_out.unfit
-    made._listeners.insert(0, judge)  # whoever hears of a sample finds what was found in it
-    if recording is not None:
-        made.listen(recording)
-    if live:
-        from levada.watching.show.live import Live
-
-        made.listen(Live(made, plain=True if live == "plain" else None))
+    new = not isinstance(run, Continue) or run.anew
+    undone(
+        lambda: surround(made, made._engine, made._listeners, record=made._record, new=new, live=live), by=made.close
+    )
+    return made

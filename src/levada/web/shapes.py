@@ -114,7 +114,7 @@ class Row(Shape):
     until: str = Field(description="Up to which step one that is called healthy was seen; empty if to its end.")
     steps: int = Field(description="Optimizer steps that were made, as far as is known.")
     depth: int = Field(description="Number of sites.")
-    loss: Number = Field(description="The last that is known.")
+    loss: Number = Field(description="The last that is known; of several processes the last that is a mean over all.")
     modified: float = Field(description="Seconds since 1970.")
     problem: str = Field(description="Why the run cannot be read; empty if it can.")
 

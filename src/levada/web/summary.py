@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from levada._names import CALLED, NONFINITE
 from levada.report.check import COLUMNS
+from levada.report.curve import of_whom
 from levada.report.record import logged_in
 from levada.report.words import fired, number, phrase
+from levada.runs.losses import told_alone
 from levada.runs.standing import CONTINUED
 from levada.runs.tables import read_tables
 from levada.web.drawings import drawn_in, last_section
@@ -46,10 +48,23 @@ def _row(run: Opened, id: str, name: str) -> dict[str, Any]:
         **_verdict(run),
         "steps": _steps(run, losses),
         "depth": _depth(run),
-        "loss": told(losses[-1][1]) if losses else None,
+        "loss": _last(run, losses),
         "modified": max((changed for _, _, changed in run.fingerprint), default=0) / 1e9,
         "problem": "",
     }
+
+
+def _last(run: Opened, losses: Sequence[tuple[int, float]]) -> Any:
+    """Give the last loss: of several processes the last that is a mean over all, as a training's own losses are."""
+    means, alone = told_alone(run.events()) if run.manifest.kind == "watch" else (False, [])
+    own = set(alone) if means else ()
+    return next((told(loss) for step, loss in reversed(losses) if step not in own), None)
+
+
+def _whose(run: Opened) -> list[str]:
+    """Say of which of several processes the losses are."""
+    whose = of_whom(run.events()) if run.manifest.kind == "watch" else ""
+    return [whose.replace(" They", "The losses", 1)] if whose else []
 
 
 def _steps(run: Opened, losses: Sequence[tuple[int, float]]) -> int:
@@ -140,7 +155,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         ranks=list(run.ranks),
         findings=_findings(run, view),
         claims=[_claim(one) for one in view.get("claims") or ()],
-        notes=[plain(str(note)) for note in view.get("notes") or ()],
+        notes=[plain(note) for note in (*_whose(run), *map(str, view.get("notes") or ()))],
         damage=[plain(str(one)) for one in section["damage"]],
         table=table_of(view.get("table")),
         has=[*_has(run, signals), *(("drawings",) if drawn_in(section) else ())],

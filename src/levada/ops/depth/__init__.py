@@ -54,18 +54,15 @@ def attend_depth(
 
     Source: Kimi team, 2026, arXiv 2603.15031; with `normalise`, the code released with Inkling 2 in transformers.
     """
-    _require_sources("attend_depth", sources)
-    shape = tuple(sources[0].shape)
+    kinds = _require_sources("attend_depth", sources)
+    shape = sources[0].shape
     if query.ndim != 2 or not len(query) or query.shape[1] != shape[-1]:
         raise UsageError(
-            f"attend_depth: query must be (queries, {shape[-1]}) for sources {shape}, got {tuple(query.shape)}. Give "
-            "one row for each mean."
+            f"attend_depth: query must be (queries, {shape[-1]}) for sources {tuple(shape)}, got {tuple(query.shape)}. "
+            "Give one row for each mean."
         )
-    query = query.to(_require_type("attend_depth", "query", query, sources))
-    options = float(epsilon), float(factor), normalise
-    if len(query) == 1:  # whose mean is then no view
-        return (differentiable_attend(query[0], sources, *options),)
-    return differentiable_attend(query, sources, *options).unbind()
+    query = query.to(_require_type("attend_depth", "query", query, sources[0], kinds))
+    return differentiable_attend(query, sources, float(epsilon), float(factor), normalise)
 
 
 def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -96,7 +93,7 @@ def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
     Source: Pagliardini, Mohtashami, Fleuret and Jaggi, 2024, arXiv 2402.02622 (DenseFormer).
     """
-    _require_sources("sum_depth", sources)
+    kinds = _require_sources("sum_depth", sources)
     count, shape = len(sources), tuple(sources[0].shape)
     leading = tuple(weights.shape[:-2])
     if weights.ndim < 2 or weights.shape[-1] != count or not all(weights.shape[-2:]) or leading not in ((), shape[:-1]):
@@ -104,13 +101,12 @@ def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
             f"sum_depth: weights must be (ways, {count}), or that for each token, for {count} sources "
             f"{shape}, got {tuple(weights.shape)}. Give a row for each sum."
         )
-    weights = weights.to(_require_type("sum_depth", "weights", weights, sources))
-    if weights.ndim == 2 and len(weights) == 1:  # whose sum is then no view
-        return (differentiable_mix(weights[0], sources),)
-    return differentiable_mix(weights, sources).unbind()
+    weights = weights.to(_require_type("sum_depth", "weights", weights, sources[0], kinds))
+    return differentiable_mix(weights, sources)
 
 
-def _require_sources(name: str, sources: Sequence[Tensor]) -> None:
+def _require_sources(name: str, sources: Sequence[Tensor]) -> set[torch.dtype]:
+    """Return the types of the sources."""
     if isinstance(sources, Tensor):
         raise UsageError(
             f"{name}: sources must be a list of tensors, one for each layer, got one of {tuple(sources.shape)}. Give "
@@ -118,29 +114,27 @@ def _require_sources(name: str, sources: Sequence[Tensor]) -> None:
         )
     if not len(sources):
         raise UsageError(f"{name}: sources must be at least one tensor, got none. Give what the layers returned.")
-    first = sources[0]
-    if (
-        any(x.shape != first.shape or x.device != first.device for x in sources)
-        or not first.ndim
-        or not first.shape[-1]
-    ):
+    shape, device = sources[0].shape, sources[0].device
+    if any(x.shape != shape or x.device != device for x in sources) or not shape or not shape[-1]:
         came = sorted({f"{tuple(x.shape)} on {x.device}" for x in sources})
         raise UsageError(
             f"{name}: sources must be of one shape (..., dim) and on one device, got {', '.join(came)}. Reshape them."
         )
-    for x in sources:
-        if not x.is_floating_point():
-            raise UsageError(f"{name}: sources must be of real floating point, got {x.dtype}. Convert them first.")
+    kinds = {x.dtype for x in sources}
+    for kind in kinds:
+        if not kind.is_floating_point:
+            raise UsageError(f"{name}: sources must be of real floating point, got {kind}. Convert them first.")
+    return kinds
 
 
-def _require_type(name: str, what: str, x: Tensor, sources: Sequence[Tensor]) -> torch.dtype:
+def _require_type(name: str, what: str, x: Tensor, source: Tensor, kinds: set[torch.dtype]) -> torch.dtype:
     """Return the type to compute in."""
-    if not x.is_floating_point() or x.device != sources[0].device:
+    if not x.is_floating_point() or x.device != source.device:
         raise UsageError(
-            f"{name}: {what} must be of real floating point, on {sources[0].device} as the sources are, got {x.dtype} "
+            f"{name}: {what} must be of real floating point, on {source.device} as the sources are, got {x.dtype} "
             f"on {x.device}. Convert it first."
         )
     full = torch.promote_types(x.dtype, torch.float32)
-    for source in sources:
-        full = torch.promote_types(full, source.dtype)
+    for kind in kinds:
+        full = torch.promote_types(full, kind)
     return full

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from levada.ops._define import define, empty_like, is_observed, is_special, triton_or_reference
+from levada.ops._define import define, empty_like, is_direct, is_observed, is_special, triton_or_reference
 from levada.ops._fitting import MisfitError, Signature
 from levada.ops.depth import cpu, reference
 
@@ -20,77 +20,126 @@ _KERNELS = "levada.ops.depth.triton"
 
 def differentiable_attend(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     """Return the means, of arguments that were checked."""
-    function = _function(reference.attend, _ATTEND, _attend, query, sources)
-    means: Tensor = function(query, sources, epsilon, factor, normal)[0]
-    return means
+    options = epsilon, factor, normal
+    if _by_function(query, sources):
+        found: tuple[Tensor, ...] = _Attend.apply(options, query, *sources)  # type: ignore[no-untyped-call]
+        return found
+    function = _ATTEND if _by_kernels(sources) else reference.attend
+    if len(query) == 1:  # whose mean is then no view
+        return (function(query[0], sources, *options)[0],)
+    return function(query, sources, *options)[0].unbind()
 
 
-def differentiable_mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
+def differentiable_mix(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the sums, of arguments that were checked."""
-    function = _function(reference.mix, _MIX, _mix, weights, sources)
-    sums: Tensor = function(weights, sources)
-    return sums
+    if _by_function(weights, sources):
+        found: tuple[Tensor, ...] = _Mix.apply(weights, *sources)  # type: ignore[no-untyped-call]
+        return found
+    function = _MIX if _by_kernels(sources) else reference.mix
+    if weights.ndim == 2 and len(weights) == 1:  # whose sum is then no view
+        return (function(weights[0], sources),)
+    return function(weights, sources).unbind()
 
 
-def _function(plain: Any, operation: Any, function: Any, first: Tensor, sources: Sequence[Tensor]) -> Any:
-    """Return what computes: plain operations, for what has rules for them alone, or the kernels."""
+def _by_function(first: Tensor, sources: Sequence[Tensor]) -> bool:
+    """Return whether kernels compute, as one node of the graph: what has rules for plain operations gets these."""
+    if torch.compiler.is_compiling() or is_special(first, *sources) or is_observed():
+        return False
+    return _fit(sources)
+
+
+def _fit(sources: Sequence[Tensor]) -> bool:
+    """Return whether kernels take the sources' types."""
     types = {x.dtype for x in sources}
-    if len(types) > 2 or (len(types) == 2 and (torch.float32 not in types or torch.float64 in types)):
-        return plain
-    if torch.compiler.is_compiling():
-        return operation
-    return plain if is_special(first, *sources) or is_observed() else function
+    return len(types) == 1 or (len(types) == 2 and torch.float32 in types and torch.float64 not in types)
 
 
-def _through_plain_operations(cotangent: Tensor) -> bool:
+def _by_kernels(sources: Sequence[Tensor]) -> bool:
+    return torch.compiler.is_compiling() and _fit(sources)
+
+
+def _through_plain_operations(*cotangents: Tensor) -> bool:
     """Return whether a gradient goes through the reference, whose parts have all derivatives: it is asked for one."""
-    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or is_special(cotangent))
-
-
-def _attend(query: Tensor, sources: Sequence[Tensor], *options: Any) -> Any:
-    return _Attend.apply(query, *options, *sources)  # type: ignore[no-untyped-call]
-
-
-def _mix(weights: Tensor, sources: Sequence[Tensor]) -> Any:
-    return _Mix.apply(weights, *sources)  # type: ignore[no-untyped-call]
+    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or is_special(*cotangents))
 
 
 class _Attend(torch.autograd.Function):
-    """Attention by the kernel of the device; a function takes no list."""
+    """Attention by the kernel of the device; a function takes no list.
+
+    On a CPU it is called without the dispatcher, which would take as long as the work on few tokens.
+    """
 
     @staticmethod
-    def forward(query: Tensor, epsilon: float, factor: float, normal: bool, *sources: Tensor) -> Any:
-        return _ATTEND(query, sources, epsilon, factor, normal)
+    def forward(ctx: Any, options: tuple[float, float, bool], query: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
+        attend = cpu.attend_apart if is_direct(query, *sources) else _apart(_ATTEND)
+        means, products, inverse = attend(query, sources, *options)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, products, inverse, *sources)
+        return tuple(means)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        query, *options = inputs[:4]
-        ctx.mark_non_differentiable(*output[1:])
-        _attend_context(ctx, (query, inputs[4:], *options), output)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        by_query, by_sources, *_ = _attend_derivative(ctx, *cotangents)
-        return by_query, None, None, None, *by_sources
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors  # asked for once: a checkpoint unpacks them at each time, and only once
+        query, products, inverse, *sources = kept
+        given, options = _given(cotangents), ctx.options
+        if not given:
+            return None, None, *(None for _ in sources)
+        if _through_plain_operations(*given):
+            again = reference.attend(query, sources, *options)[1:]
+            found = reference.attend_backward(torch.stack(given), query, sources, *again, *options[1:])
+        elif is_direct(*given, *kept):
+            found = cpu.attend_backward_apart(given, query, sources, products, inverse, *options[1:])
+        else:
+            found = _ATTEND_BACKWARD(torch.stack(given), query, sources, products, inverse, *options[1:])
+        return None, found[0], *found[1]
 
 
 class _Mix(torch.autograd.Function):
-    """Weighted sums by the kernel of the device; a function takes no list."""
+    """Weighted sums by the kernel of the device, likewise."""
 
     @staticmethod
-    def forward(weights: Tensor, *sources: Tensor) -> Any:
-        return _MIX(weights, sources)
+    def forward(ctx: Any, weights: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
+        mix = cpu.mix_apart if is_direct(weights, *sources) else _apart(_MIX)
+        sums = mix(weights, sources)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weights, *sources)
+        return tuple(sums)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        weights, *sources = ctx.saved_tensors
+        given = _given(cotangents)
+        if not given:
+            return None, *(None for _ in sources)
+        if _through_plain_operations(*given):
+            found = reference.mix_backward(torch.stack(given), weights, sources)
+        elif is_direct(*given, weights, *sources):
+            found = cpu.mix_backward_apart(given, weights, sources)
+        else:
+            found = _MIX_BACKWARD(torch.stack(given), weights, sources)
+        return found[0], *found[1]
 
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, ...]:
-        by_weights, by_sources = _mix_derivative(ctx, cotangent)
-        return by_weights, *by_sources
+
+def _apart(operation: Any) -> Any:
+    """Return an operation that returns its first result in parts, which are no views: sharding warns of these."""
+
+    def apart(*given: Any) -> Any:
+        found = operation(*given)
+        whole, others = (found, None) if isinstance(found, Tensor) else (found[0], found[1:])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            parts = whole.unbind()
+        return parts if others is None else (parts, *others)
+
+    return apart
+
+
+def _given(cotangents: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return what arrives, zeros where nothing does; nothing, where nothing arrives at all."""
+    first = next((x for x in cotangents if x is not None), None)
+    return [] if first is None else [torch.zeros_like(first) if x is None else x for x in cotangents]
 
 
 def _attend_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

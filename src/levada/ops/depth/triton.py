@@ -19,12 +19,13 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 
 from levada.ops._define import empty_like
-from levada.ops._device import on
+from levada.ops._device import on, past_limit
 from levada.ops.depth import reference
 from levada.ops.depth.table.triton import kernel, read, ready, table_of, write
 from levada.ops.depth.whole import triton as whole_sources
 
 __all__ = ["BACKWARD", "BLOCKS", "FORWARD", "attend", "attend_backward", "mix", "mix_backward", "shape_of"]
+__all__ += ["takes"]
 
 # What a sweep may set: channels of a thread, loads ahead, channels of all programs of a multiprocessor, and how many
 # tokens a program has at least. A program holds all channels of all queries up to `whole`, else a `block` at a time.
@@ -148,6 +149,8 @@ def attend(
     query: Tensor, sources: Sequence[Tensor], epsilon: float, factor: float, normal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the means, products and `1 / rms`, contiguous."""
+    if not takes(query, sources):
+        return reference.attend(query, sources, epsilon, factor, normal)
     *leading, width = sources[0].shape
     queries, count = query.numel() // width, len(sources)
     products, inverse = query.new_empty(*leading, queries, count), query.new_empty(*leading, count)
@@ -181,6 +184,8 @@ def attend_backward(
     normal: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients, contiguous."""
+    if not takes(query, sources):
+        return reference.attend_backward(cotangent, query, sources, products, inverse, factor, normal)
     width, count = sources[0].shape[-1], len(sources)
     found = [empty_like(x) for x in sources]
     if not cotangent.numel():
@@ -211,6 +216,8 @@ def attend_backward(
 
 def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Return the weighted sums, contiguous."""
+    if not takes(weights, sources):
+        return reference.mix(weights, sources)
     sums = sources[0].new_empty(*weights.shape[-2:-1], *sources[0].shape, dtype=reference.type_of(sources))
     if sums.numel():
         sources = ready(sources)
@@ -222,6 +229,8 @@ def mix(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
 
 def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients, contiguous."""
+    if not takes(weights, sources):
+        return reference.mix_backward(cotangent, weights, sources)
     (*leading, width), count = sources[0].shape, len(sources)
     found = [empty_like(x) for x in sources]
     agreements = weights.new_empty(*(leading if weights.ndim < 3 else ()), *weights.shape)
@@ -235,6 +244,26 @@ def mix_backward(cotangent: Tensor, weights: Tensor, sources: Sequence[Tensor]) 
         args = cotangent, weights, table, weights, weights, weights, agreements, _stride(weights), tokens, count
         _spread[tokens, triton.cdiv(width, options["block"])](*args, attends=False, **options)
     return agreements.view(-1, *weights.shape).sum(0) if weights.ndim < 3 else agreements, found
+
+
+def takes(first: Tensor, sources: Sequence[Tensor]) -> bool:
+    """Return whether the kernels take these: the table tells no more than two types of sources apart.
+
+    Args:
+        first: queries or weights, in whose type is computed.
+        sources: of one type, or of float32 and one of 16 bits.
+    """
+    types = {x.dtype for x in sources}
+    apart = len(types) == 1 or (len(types) == 2 and torch.float32 in types and torch.float64 not in types)
+    if apart and first.dtype in _WORK and all(x.itemsize <= first.dtype.itemsize and x in _KINDS for x in types):
+        return True
+    kinds = [str(x).removeprefix("torch.") for x in (first.dtype, *sorted(types, key=str))]
+    past_limit(
+        f"queries or weights of {kinds[0]} for sources of {' and '.join(kinds[1:])}",
+        "queries and weights of float32 or float64, and no narrower than the sources, which are of one type, or of "
+        "float32 and one of 16 bits",
+    )
+    return False
 
 
 def shape_of(chosen: dict[str, int], queries: int, width: int, dtype: torch.dtype) -> dict[str, Any]:

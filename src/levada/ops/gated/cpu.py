@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from levada.ops._cpu import added, array_of, blocks_of, loops_for, rows_of
 from levada.ops._define import empty_like
+from levada.ops._loading import or_reference
 from levada.ops._precision import full_precision
 from levada.ops._products import add_product, product, product_into
 from levada.ops.gated import reference
@@ -20,6 +21,7 @@ __all__ = ["read", "read_backward"]
 _LOOPS = "levada.ops.gated.loops"
 
 
+@or_reference
 def read(
     state: Tensor, gain: Tensor, down: Tensor, up: Tensor, projection: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -45,6 +47,7 @@ def read(
     return x, 2 * torch.sigmoid(found[:, rank:] / n), found, inverse
 
 
+@or_reference
 def read_backward(
     by_x: Tensor, by_writes: Tensor, by_new: Tensor | None,
     state: Tensor, gain: Tensor, down: Tensor, up: Tensor, projection: Tensor | None,

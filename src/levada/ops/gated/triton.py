@@ -213,6 +213,6 @@ def takes(state: Tensor) -> bool:
     if state.dtype not in TYPES or not state.numel():
         return False
     if state.shape[2] > LIMIT["width"]:
-        past_limit(f"streams of {state.shape[2]} channels, read through gates", f"{LIMIT['width']} channels")
+        past_limit(f"streams of {state.shape[2]} channels, read through gates", f"at most {LIMIT['width']} channels")
         return False
     return True

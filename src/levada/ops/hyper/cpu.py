@@ -11,6 +11,7 @@ from torch import Tensor
 
 from levada.ops._cpu import added, loops_for, number_of
 from levada.ops._define import empty_like
+from levada.ops._loading import or_reference
 from levada.ops.hyper import reference
 from levada.ops.hyper.reference import Parameters
 
@@ -19,6 +20,7 @@ __all__ = ["read", "read_backward"]
 _LOOPS = "levada.ops.hyper.loops"
 
 
+@or_reference
 def read(state: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return what the branch reads, the weights that read, mix and write, and features and norms for the way back."""
     *given, epsilon = arguments
@@ -36,6 +38,7 @@ def read(state: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor
     return x, reads, mix, writes, features, norms
 
 
+@or_reference
 def read_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Return the gradients by state and `Parameters`; see the reference."""
     by_x, by_reads, by_mix, by_writes, by_new, state, *given, features, norms, _ = arguments

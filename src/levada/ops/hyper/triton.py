@@ -204,6 +204,6 @@ def takes(state: Tensor) -> bool:
     if state.dtype not in TYPES or not state.numel():
         return False
     if state.shape[1] > MOST_STREAMS:
-        past_limit(f"{state.shape[1]} streams that are mixed", f"{MOST_STREAMS}")
+        past_limit(f"{state.shape[1]} streams that are mixed", f"at most {MOST_STREAMS}")
         return False
     return True

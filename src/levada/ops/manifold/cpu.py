@@ -13,6 +13,7 @@ from torch import Tensor
 from levada.ops import _cpu
 from levada.ops._cpu import added, number_of
 from levada.ops._define import empty_like
+from levada.ops._loading import or_reference
 from levada.ops._precision import full_precision
 from levada.ops._products import add_product, product, times_transposed
 from levada.ops.manifold import reference
@@ -56,6 +57,7 @@ def loops_for(state: Tensor, form: Form, *others: Tensor | None) -> ModuleType |
 _most_steps = functools.cache(steps_at_once)  # logarithms at each layer
 
 
+@or_reference
 def read(
     state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -92,6 +94,7 @@ def read_by(
     return x, reads, writes, mix, found, inverse
 
 
+@or_reference
 def read_backward(
     by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor, by_new: Tensor | None,
     state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, features: Tensor, inverse: Tensor, *options: Any,

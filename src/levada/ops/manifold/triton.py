@@ -221,11 +221,13 @@ def takes(state: Tensor, form: Form) -> bool:
     if state.dtype not in TYPES:
         return False
     if n > _MOST_STREAMS or (form.mixes and form.iterations > _MOST_ITERATIONS):
-        past_limit(f"{n} streams mixed by {form.iterations} iterations", f"{_MOST_STREAMS} and {_MOST_ITERATIONS}")
+        past_limit(
+            f"{n} streams mixed by {form.iterations} iterations", f"at most {_MOST_STREAMS} and {_MOST_ITERATIONS}"
+        )
         return False
     rows = (2 * n + n * n * form.mixes) * (1 if state.dtype == torch.float32 else 2)
     if rows > LIMIT["rows"]:
         kind = str(state.dtype).removeprefix("torch.")
-        past_limit(f"{n} streams of {kind}, {rows} rows of weights", f"{LIMIT['rows']} rows")
+        past_limit(f"{n} streams of {kind}, {rows} rows of weights", f"at most {LIMIT['rows']} rows")
         return False
     return True

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from levada._errors import UsageError
+from levada.ops._define import is_direct
 from levada.ops._kernels import TYPES
-from levada.ops.residual_norm.autograd import differentiable_residual_norm
+from levada.ops.residual_norm import cpu
+from levada.ops.residual_norm.autograd import differentiable_residual_norm, direct_residual_norm
 
-__all__ = ["TORCH_BELOW", "residual_norm"]
-
-TORCH_BELOW: Final = {"elements": 2**17}
-"""Elements below which PyTorch's own RMS norm, after an addition, is faster on a CPU than one pass over memory."""
+__all__ = ["residual_norm"]
 
 
 def residual_norm(
@@ -36,8 +33,8 @@ def residual_norm(
     computed in float32, or float64, whatever autocast says. Kernels keep y alone for the backward pass. Derivatives
     exist of any order, backward and, outside of what is compiled, forward.
 
-    The device chooses the kernel: on a CPU, for float32 and float64, PyTorch's own RMS norm below 2^17 elements, and
-    else loops that Numba compiles, where `levada[cpu]` is installed; Triton's on a GPU, up to 16,384 channels; else the
+    The device chooses the kernel: on a CPU, for tensors all of float32 or float64, loops that Numba compiles, where
+    `levada[cpu]` is installed, and elsewhere PyTorch's own RMS norm; Triton's on a GPU, up to 16,384 channels; else the
     reference, with a warning if it is for the width.
 
     Args:
@@ -67,6 +64,28 @@ def residual_norm(
 
     Source: Zhang and Sennrich, 2019, arXiv 1910.07467 (RMSNorm); Ba et al., 2016, arXiv 1607.06450 (layer norm).
     """
+    given = state, out, weight, bias
+    if not torch.compiler.is_compiling() and eps >= 0 and _fit(*given) and cpu.takes(*given) and is_direct(*given):
+        return direct_residual_norm(*given, centred, eps)
+    _require(*given, eps)
+    if not centred and _by_torch(*given):
+        return _with_torch(state + out, weight, bias, eps)
+    width = state.shape[-1]
+    rows = [x.reshape(state.shape[:-1].numel(), width) for x in (state, out)]
+    new, normed = differentiable_residual_norm(*rows, weight, bias, centred, eps)
+    return new.view(state.shape), normed.view(state.shape)
+
+
+def _fit(state: Tensor, out: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Return whether shapes do, which is all that is to be asked of tensors that kernels on a CPU take."""
+    shape = state.shape
+    if not shape or out.shape != shape:
+        return False
+    row = shape[-1:]
+    return (weight is None or weight.shape == row) and (bias is None or bias.shape == row)
+
+
+def _require(state: Tensor, out: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
     if state.ndim < 1 or not state.is_floating_point():
         raise UsageError(
             f"residual_norm: state must be (..., dim), of real floating point, got {tuple(state.shape)} of "
@@ -81,23 +100,17 @@ def residual_norm(
             )
     if not eps >= 0:
         raise UsageError(f"residual_norm: eps must be at least 0, got {eps!r}. It is added to a mean square.")
-    if not centred and _by_torch(state, out, weight, bias):
-        return _with_torch(state + out, weight, bias, eps)
-    width = state.shape[-1]
-    rows = [x.reshape(state.shape[:-1].numel(), width) for x in (state, out)]
-    new, normed = differentiable_residual_norm(*rows, weight, bias, centred, eps)
-    return new.view(state.shape), normed.view(state.shape)
 
 
 def _by_torch(state: Tensor, out: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Return whether PyTorch's own RMS norm does the same, and faster; the compiler is shown the operation.
+    """Return whether PyTorch's own RMS norm does the same, and faster than plain operations, where there are no loops.
 
     Its layer norm is faster too, and wrong in derivatives of second order forward, and of third.
     """
-    if state.device.type != "cpu" or state.dtype not in TYPES or torch.compiler.is_compiling():
+    if state.device.type != "cpu" or torch.compiler.is_compiling() or cpu.takes(state):
         return False
     alike = all(x is None or x.dtype == state.dtype for x in (out, weight, bias))
-    return alike and 0 < state.numel() < TORCH_BELOW["elements"]
+    return alike and state.dtype in TYPES and state.numel() > 0
 
 
 def _with_torch(new: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from levada.ops._define import Kernel, define, empty_like, one_more_axis, triton_or_reference
+from levada.ops._define import Kernel, define, empty_like, is_direct, one_more_axis, triton_or_reference
 from levada.ops._fitting import Signature, axes
 from levada.ops.residual_norm import cpu, reference
 
-__all__ = ["differentiable_residual_norm"]
+__all__ = ["differentiable_residual_norm", "direct_residual_norm"]
 
 _KERNELS = "levada.ops.residual_norm.triton"
 Given = tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool, float]
@@ -26,6 +26,15 @@ def differentiable_residual_norm(*given: Any) -> tuple[Tensor, Tensor]:
     return new, normed
 
 
+def direct_residual_norm(*given: Any) -> tuple[Tensor, Tensor]:
+    """Return the same without the dispatcher, which would take as long as the work on some hundred tokens.
+
+    Of arguments that there are loops for, with any axes of tokens, where nobody looks at operations.
+    """
+    new, normed = _Direct.apply(*given)  # type: ignore[no-untyped-call]
+    return new, normed
+
+
 def _context(ctx: Any, inputs: Given, output: tuple[Tensor, Tensor]) -> None:
     state, out, weight, bias, ctx.centred, ctx.eps = inputs
     ctx.types = [None if x is None else x.dtype for x in (state, out, weight, bias)]
@@ -34,13 +43,40 @@ def _context(ctx: Any, inputs: Given, output: tuple[Tensor, Tensor]) -> None:
 
 def _derivative(ctx: Any, by_new: Tensor, by_normed: Tensor) -> tuple[Tensor | None, ...]:
     new, weight = (*ctx.saved_tensors, None)[:2]
-    # The backward pass of the backward pass goes through the reference, whose parts have all derivatives.
-    again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    function = reference.residual_norm_backward if again else _BACKWARD
     shifted = ctx.types[3] is not None
+    function = reference.residual_norm_backward if _is_wanted_again() else _BACKWARD
     found = function(by_new, by_normed, new, weight, ctx.centred, ctx.eps, shifted)
     by = found[0], found[0], found[1] if weight is not None else None, found[2] if shifted else None
     return *(x if x is None else x.to(dtype) for x, dtype in zip(by, ctx.types, strict=True)), None, None
+
+
+class _Direct(torch.autograd.Function):
+    """The sum and its norm, by a function, of tensors of one type with any axes of tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        new, normed = cpu.residual_norm(*given)
+        ctx.save_for_backward(new, given[2])
+        ctx.options = *given[4:], given[3] is not None
+        return new, normed
+
+    @staticmethod
+    def backward(ctx: Any, by_new: Tensor, by_normed: Tensor) -> tuple[Tensor | None, ...]:
+        new, weight = ctx.saved_tensors
+        if _is_wanted_again() or is_direct(by_new, by_normed, new, weight):
+            function = reference.residual_norm_backward if _is_wanted_again() else cpu.residual_norm_backward
+            by_sum, by_weight, by_bias = function(by_new, by_normed, new, weight, *ctx.options)
+        else:
+            rows = [x.reshape(-1, new.shape[-1]) for x in (by_new, by_normed, new)]
+            by_rows, by_weight, by_bias = _BACKWARD(*rows, weight, *ctx.options)
+            by_sum = by_rows.view(new.shape)
+        shifted = ctx.options[-1]
+        return by_sum, by_sum, None if weight is None else by_weight, by_bias if shifted else None, None, None
+
+
+def _is_wanted_again() -> bool:
+    """Return whether the backward pass has one, which goes through the reference: its parts have all derivatives."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _ResidualNorm(torch.autograd.Function):

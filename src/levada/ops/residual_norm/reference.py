@@ -42,8 +42,8 @@ def residual_norm_backward(
         change = change - inner.mean(-1, keepdim=True)
     by_sum = (by_new.to(full) + inverse * change).to(new.dtype)
     nothing = new.new_empty(0, dtype=full)
-    by_weight = nothing if weight is None else (cotangent * normed).sum(0)
-    return by_sum, by_weight, cotangent.sum(0) if shifted else nothing.clone()
+    by_weight = nothing if weight is None else _over_tokens(cotangent * normed)
+    return by_sum, by_weight, _over_tokens(cotangent) if shifted else nothing.clone()
 
 
 def along(
@@ -77,6 +77,10 @@ def _normalise(wide: Tensor, centred: bool, eps: float) -> tuple[Tensor, Tensor]
     apart = wide - wide.mean(-1, keepdim=True) if centred else wide
     inverse = (apart.square().mean(-1, keepdim=True) + eps).rsqrt()
     return apart * inverse, inverse
+
+
+def _over_tokens(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1]).sum(0)
 
 
 def _affine(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

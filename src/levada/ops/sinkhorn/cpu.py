@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from levada.ops._define import empty_like, import_kernels
+from levada.ops._define import empty_like
+from levada.ops._loading import import_kernels, or_reference
 from levada.ops.sinkhorn import reference
 
 __all__ = ["sinkhorn", "sinkhorn_backward", "takes"]
@@ -32,6 +33,7 @@ def _work(logits: Tensor, iterations: int, epsilon: float) -> Any:
     return None
 
 
+@or_reference
 def sinkhorn(logits: Tensor, iterations: int, epsilon: float) -> Tensor:
     """Return the matrices, contiguous."""
     loops = _loops(logits, iterations, epsilon)
@@ -42,6 +44,7 @@ def sinkhorn(logits: Tensor, iterations: int, epsilon: float) -> Tensor:
     return mix
 
 
+@or_reference
 def sinkhorn_backward(logits: Tensor, cotangent: Tensor, iterations: int, epsilon: float) -> Tensor:
     """Return the gradient by the logits, contiguous."""
     loops = _loops(logits, iterations, epsilon)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from levada.ops._cpu import added, blocks_of, loops_for, number_of
 from levada.ops._define import empty_like
+from levada.ops._loading import or_reference
 from levada.ops._precision import full_precision
 from levada.ops._products import add_product, times_transposed
 from levada.ops.sparse import reference
@@ -16,6 +17,7 @@ __all__ = ["read", "read_backward"]
 _LOOPS = "levada.ops.sparse.loops"
 
 
+@or_reference
 def read(
     state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -38,6 +40,7 @@ def read(
     return x, reads, scores, found, norms
 
 
+@or_reference
 def read_backward(
     by_x: Tensor, by_reads: Tensor | None, by_scores: Tensor, by_new: Tensor | None,
     state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, found: Tensor, norms: Tensor, epsilon: float,

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from levada.ops._define import import_kernels
+from levada.ops._loading import import_kernels, or_reference
 from levada.ops.statistics import reference
 
 __all__ = ["in_any_order", "statistics"]
@@ -21,6 +21,7 @@ _DTYPE: Final = attrgetter("dtype")
 _TYPES: Final = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
+@or_reference
 def statistics(tensors: Sequence[Tensor], wanted: Sequence[int] = ()) -> Tensor:
     """Return a row for each tensor.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from levada.ops._cpu import loops_for, number_of
 from levada.ops._define import empty_like
+from levada.ops._loading import or_reference
 from levada.ops.streams import reference
 
 __all__ = ["options_of", "write", "write_backward"]
@@ -14,6 +15,7 @@ __all__ = ["options_of", "write", "write_backward"]
 _LOOPS = "levada.ops.streams.loops"
 
 
+@or_reference
 def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
     """Return the new streams, contiguous."""
     loops = loops_for(_LOOPS, state, out, weights, mix)
@@ -27,6 +29,7 @@ def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Te
     return new
 
 
+@or_reference
 def write_backward(
     cotangent: Tensor, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,14 +15,16 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 
 from levada.ops._define import empty_like
-from levada.ops._device import on
+from levada.ops._device import on, past_limit
+from levada.ops.streams import reference
 
-__all__ = ["BACKWARD", "FORWARD", "shape_of", "write", "write_backward"]
+__all__ = ["BACKWARD", "FORWARD", "MOST_STREAMS", "shape_of", "takes", "write", "write_backward"]
 
 # Channels at a time, of all streams together, and warps: the best of a sweep on an H100, in docs/lab-book.md.
 FORWARD = {"elements": 16384, "num_warps": 8}
 BACKWARD = {"elements": 4096, "num_warps": 2}
 _LEAST = 64
+MOST_STREAMS = 16  # of 32 registers spill, and kernels take a minute to compile
 _WORK = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
@@ -90,6 +92,8 @@ def _write_backward(
 
 def write(state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None) -> Tensor:
     """Return the new streams, contiguous."""
+    if not takes(state):
+        return reference.write(state, out, weights, mix)
     new = empty_like(state)
     if state.numel():
         options = _options(FORWARD, False, state, weights, mix)
@@ -103,6 +107,8 @@ def write_backward(
     cotangent: Tensor, state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients, contiguous; the first and the last are empty where nothing is mixed."""
+    if not takes(state):
+        return reference.write_backward(cotangent, state, out, weights, mix)
     found = [empty_like(x) for x in (out, weights)]
     by_state = state.new_empty(0) if mix is None else empty_like(state)
     by_mix = weights.new_empty(0) if mix is None else empty_like(mix)
@@ -113,6 +119,18 @@ def write_backward(
         options = _options(BACKWARD, True, state, weights, mix)
         _write_backward[(len(state),)](*given, by_state, *found, by_mix, **options)
     return by_state, *found, by_mix  # type: ignore[return-value]
+
+
+def takes(state: Tensor) -> bool:
+    """Return whether the kernels take these: what is past their limit they leave to the reference.
+
+    Args:
+        state: the streams.
+    """
+    n = state.shape[1]
+    if n > MOST_STREAMS:
+        past_limit(f"{n} streams that are written", f"at most {MOST_STREAMS}")
+    return n <= MOST_STREAMS
 
 
 def shape_of(chosen: dict[str, int], padded: int, width: int, *, even: bool) -> dict[str, int]:
@@ -137,7 +155,7 @@ def _options(chosen: dict[str, int], even: bool, state: Tensor, weights: Tensor,
         "n": state.shape[1],
         "padded": padded,
         "mixes": mix is not None,
-        "work": _WORK[weights.dtype],
+        "work": _WORK.get(weights.dtype, tl.float32),
         **shape_of(chosen, padded, state.shape[2], even=even),
     }
 

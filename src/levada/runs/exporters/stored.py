@@ -13,6 +13,7 @@ from typing import Any, Final
 from levada._errors import UsageError
 from levada.runs.address import is_remote, local
 from levada.runs.exporters.exporter import Exporter, chosen, tag, told
+from levada.runs.exporters.mlflow import brief
 from levada.runs.findings import first_of, process_name, said_of, tellings
 from levada.runs.manifest import LOG, MANIFEST, name_of
 from levada.runs.reader import Run, require_readable
@@ -77,7 +78,8 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
 
     Raises:
         UsageError: if the run was not watched, may not be read or keeps nothing yet, the tracker is unknown or not
-            installed, its files would come into the folder of a run or to an address, or `sites` is negative.
+            installed, its files would come into the folder of a run or to an address, its server gives no answer, or
+            `sites` is negative.
 
     Cost:
         Memory for what is exported, and for one signal of one site at a time beside it.
@@ -96,18 +98,21 @@ def export(run: Run | str | Path, to: str, out: str | Path = "exports", *, sites
         raise UsageError(f"{run.path}: what is exported is a watched run, and this keeps no {lacking}.{_watched(run)}")
     name = name_of(place or run.path.resolve())
     _require_outside(out, name, to)
-    exporter = open_exporter(to, out, name=name, config={**run.manifest.config, "levada": dict(run.manifest.versions)})
-    try:
-        steps, times = _clock(run)
-        for step in sorted({*rows, *told_at}):
-            # Between two samples, the time is that of the later one.
-            time = times[min(bisect_left(steps, step), len(times) - 1)]
-            if step in rows:
-                exporter.write(step, time, rows[step])
-            for rule, text in told_at.get(step, ()):
-                exporter.tell(step, time, rule, text)
-    finally:
-        exporter.close()
+    with brief():  # what is stored can be exported again: no server is waited for
+        exporter = open_exporter(
+            to, out, name=name, config={**run.manifest.config, "levada": dict(run.manifest.versions)}
+        )
+        try:
+            steps, times = _clock(run)
+            for step in sorted({*rows, *told_at}):
+                # Between two samples, the time is that of the later one.
+                time = times[min(bisect_left(steps, step), len(times) - 1)]
+                if step in rows:
+                    exporter.write(step, time, rows[step])
+                for rule, text in told_at.get(step, ()):
+                    exporter.tell(step, time, rule, text)
+        finally:
+            exporter.close()
     return exporter
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from levada.connection import Layer
 from levada.stacking import LayerParameters, parameters_of
 
-__all__ = ["ACTIVATIONS", "Place", "find_places", "in_order", "listed", "original", "plain_name"]
+__all__ = ["ACTIVATIONS", "Place", "class_of", "find_places", "in_order", "listed", "original", "plain_name"]
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink)
 """Modules whose output has exact zeros where they are shut."""
@@ -48,6 +48,21 @@ class Place:
         """Yield the block's parameters, those of two or more modules once."""
         for module in self.modules:
             yield from (parameter for _, parameter in parameters_of(module))
+
+
+def class_of(watch: Any) -> str:
+    """Return the name of the class of what is watched, as the user wrote it; "" of what has no model.
+
+    Args:
+        watch: what may have a `model`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class_of(SimpleNamespace(model=nn.DataParallel(nn.Linear(1, 1)))), class_of(SimpleNamespace())
+        ('Linear', '')
+    """
+    model = getattr(watch, "model", None)
+    return type(original(model)).__name__ if isinstance(model, nn.Module) else ""
 
 
 def original(module: nn.Module) -> nn.Module:

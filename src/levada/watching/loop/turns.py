@@ -11,6 +11,7 @@ from levada.watching.loop.uncleared import MOST
 __all__ = ["Turn"]
 
 _KINDS: Final = 64  # sets of optimizers that are known to step together
+_KEPT: Final = 4096  # steps whose turn is known, as losses come with a sample
 _ROUND: Final = 32  # turns: an optimizer that rests longer has none in the rounds of the others
 
 
@@ -43,7 +44,8 @@ class Turn:
 
     def __init__(self, optimizers: Sequence[Any]) -> None:
         self.skips, self.round = 0, 1
-        self._waited = {id(optimizer) for optimizer in optimizers}
+        self._order = [id(optimizer) for optimizer in optimizers]
+        self._waited, self._of = set(self._order), dict[int, int]()
         self._stepped, self._skipped = set[int](), set[int]()
         self._kinds = set[frozenset[int]]()
         self._turns = 0
@@ -94,8 +96,16 @@ class Turn:
         if skipped:
             self._skipped.add(id(optimizer))
 
-    def end(self) -> None:
-        """End the step."""
+    def end(self, step: int | None = None) -> None:
+        """End a step.
+
+        Args:
+            step: its number, for `of`; None where its loss is not heard.
+        """
+        if step is not None and not self.alone and not self._waited <= self._stepped:
+            self._of[step] = sum(1 << i for i, key in enumerate(self._order) if key in self._stepped)
+            if len(self._of) > _KEPT:
+                del self._of[next(iter(self._of))]
         self.skips = self.skips + 1 if self._skipped and self._skipped >= self._stepped else 0
         if 1 < len(self._waited) <= MOST:
             self._count()
@@ -110,6 +120,14 @@ class Turn:
             self._last[key] = self._turns
         since = self._turns - _ROUND
         self.round = max((n for key, n in self._rests.items() if n <= _ROUND and self._last[key] > since), default=1)
+
+    def of(self, step: int) -> int:
+        """Return which optimizers made a step: the sum of 1, 2, 4, ... of them; 0 if all did, or it is not known.
+
+        Args:
+            step: one of the last few thousand.
+        """
+        return self._of.get(step, 0)
 
     def drop(self) -> None:
         """Forget who has stepped."""

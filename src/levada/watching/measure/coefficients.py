@@ -10,9 +10,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from levada._errors import require_switch
 from levada.watching.loop.telling import warn
 from levada.watching.measure.gates import Gated, GateTaps, SentGates
 from levada.watching.measure.mixing import Mixed, MixingTaps, SentMixing
+from levada.watching.uncopied import Uncopied
 
 __all__ = ["Coefficients", "SentCoefficients", "Taken"]
 
@@ -67,7 +69,7 @@ class SentCoefficients:
 
 
 @final
-class Coefficients:
+class Coefficients(Uncopied):
     """Takes, with every sample, the mixing matrices of layers with several streams, and the gates of recurrences.
 
     Args:
@@ -77,14 +79,26 @@ class Coefficients:
 
     Attributes:
         on: whether it does; to be set at any time.
+
+    Raises:
+        UsageError: if `on` is set to something else than True or False.
     """
 
     def __init__(self, model: nn.Module, running: Callable[[], int | None], spent: Callable[[float], None]) -> None:
-        self.on = True
+        self._on = True
         self._model, self._running, self._spent = model, running, spent
         self._mixing: MixingTaps | None = None
         self._gates: GateTaps | None = None
         self._attached = False
+
+    @property
+    def on(self) -> bool:
+        """Whether it does."""
+        return self._on
+
+    @on.setter
+    def on(self, value: bool) -> None:
+        self._on = require_switch("watch.coefficients", "on", value)
 
     def attach(self, *, searching: bool) -> None:
         """Put taps on the layers.

@@ -12,6 +12,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
+from levada.ops._loading import is_given_up
 from levada.ops.statistics import cpu
 from levada.ops.statistics.reference import COLUMNS, SQUARES
 
@@ -25,7 +26,7 @@ _BUFFER: Final = 2**20  # elements that are copied side by side: the system take
 
 def loops() -> ModuleType | None:
     """Return the compiled loops, if something has loaded them: that takes time, and is not done for one step."""
-    return sys.modules.get("levada.ops.statistics.loops")
+    return None if is_given_up() else sys.modules.get("levada.ops.statistics.loops")
 
 
 def can_be_listed(tensor: Tensor) -> bool:

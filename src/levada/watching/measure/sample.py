@@ -9,7 +9,7 @@ from typing import Final, Protocol, final
 
 from torch import Tensor
 
-from levada._errors import UsageError, require_at_least
+from levada._errors import UsageError, require_at_least, require_switch
 from levada.watching.measure.coefficients import Taken
 
 __all__ = ["WATCHED", "Continue", "Listener", "Sample"]
@@ -79,6 +79,7 @@ class Continue:
 
     def __post_init__(self) -> None:
         require_at_least("Continue", "step", self.step, 0)
+        require_switch("Continue", "anew", self.anew)
         if self.step >= 2**62:  # a record holds steps as integers of 64 bits
             raise UsageError(f"Continue: step must be less than 2^62, got {self.step}. Give that of the checkpoint.")
 

@@ -11,7 +11,7 @@ from typing import Final, Literal, final
 import torch
 from torch import Tensor
 
-from levada.ops._define import import_kernels
+from levada.ops._loading import import_kernels
 from levada.ops.statistics import cpu
 from levada.ops.statistics.reference import COLUMNS, SQUARES, ZEROS
 from levada.probe.collector import Collector, Slot

@@ -29,6 +29,7 @@ from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.rank_log import RankLog
 from levada.runs.remote import Mirror, is_remote, stage
 from levada.runs.standing import CONTINUED, EVENT, Standing
+from levada.watching.loop.places import class_of
 from levada.watching.measure.coded import codes_of, to_bytes
 from levada.watching.measure.sample import WATCHED, Sample
 from levada.watching.record.events import Events
@@ -94,7 +95,7 @@ class Recording:
         folder: the run; or an address, as "s3://bucket/run": it is written to a local folder, and mirrored from there.
         watch: what is recorded.
         name: the run's name; the folder's by default.
-        config: settings to keep in the manifest.
+        config: settings to keep in the manifest; by default the class of the model, as what tells two networks apart.
         rank: of this process; that of torch.distributed by default.
         resume: go on with the run if the folder holds one.
         keep: how many of the newest samples are kept in full detail; older ones, away from findings, only as minimum,
@@ -145,7 +146,8 @@ class Recording:
         elif goes_on := resume and (self.folder / MANIFEST).exists():
             writer = RunWriter.open(self.folder)
         else:
-            writer = _begin(self.folder, name or name_of(self.folder.resolve()) or "watch", config)
+            settings = {"model": class_of(watch)} if config is None and class_of(watch) else config
+            writer = _begin(self.folder, name or name_of(self.folder.resolve()) or "watch", settings)
         self._events = Events(writer, self.close)
         if goes_on and not isinstance(watch, Since):
             self._events.add(CONTINUED, step=watch.steps)

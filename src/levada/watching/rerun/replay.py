@@ -100,7 +100,8 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
     data = unfit_data(kept, model)
     bad = bool((trace["gradient_nonfinite"] > 0).any() or (trace["nonfinite"] > 0).any())
     origin = origins.first if bad or not (now is None or math.isfinite(now)) else None
-    findings = found_again(kept, trace, now, origin, broken, data, behind(origins, trace))
+    between = behind(origins, trace)
+    findings = found_again(kept, trace, now, origin, broken, data, between)
     again = retried(kept, model, run.once, run.prepared) if run.loss is not None and not data else None
     if again is not None and (shown := again.finding(kept)) is not None:
         findings = (*findings, shown)
@@ -109,10 +110,11 @@ def replay(bundle: str | Path | Bundle, model: nn.Module, loss: LossLike = None,
     report = Report(
         verdict="error" if "error" in fired else "warn" if "warn" in fired else "unknown" if untried else "healthy",
         findings=findings,
-        blocks=tuple(_blocks(trace)),
+        blocks=tuple(block if between is None else between.own(block) for block in _blocks(trace)),
         summary={"depth": len(trace.sites)},
         notes=(
             *_notes(kept, value, run, broken, data),
+            *([between.told()] if between is not None else []),
             *([again.told] if again is not None and kept.rule not in untried else []),
             *(f"Not judged: {rule}: {why.rstrip('.')}." for rule, why in untried.items()),
         ),

@@ -8,13 +8,14 @@ from typing import Any, ClassVar, final
 from weakref import WeakSet
 
 from levada._names import printable
+from levada.watching.loop.places import class_of
 
 __all__ = ["Among"]
 
 
 @final
 class Among:
-    """Names a watch that is shown beside others: by the folder of its record, or else by a number.
+    """Names a watch that is shown beside others: by the folder of its record or else a number, and the model's class.
 
     Args:
         watch: what is shown.
@@ -63,10 +64,9 @@ class Among:
         """The name behind a space, to stand behind "levada"; "" of what was always alone."""
         if not self._needed:
             return ""
-        folder = self._folder
-        if folder is None:
-            return f" {self._number}"
-        return f" {printable(str(folder) if self._whole else folder.name)}"
+        folder, kind = self._folder, class_of(self._watch)
+        name = str(self._number) if folder is None else str(folder) if self._whole else folder.name
+        return f" {printable(name)}" + (f" ({printable(kind)})" if kind else "")
 
     @property
     def _folder(self) -> Path | None:

@@ -13,6 +13,7 @@ from levada.diagnose.decay import Decay, gradient_decay, size_decay
 from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
+from levada.runs.jumps import at_steps
 from levada.runs.standing import Standing
 from levada.watching.measure.sample import WATCHED, Sample
 from levada.watching.verdict.judge import Judge
@@ -51,8 +52,10 @@ def report(
     found = {id(finding): finding for finding in (*judge.findings, *findings)}.values()
     ended = [finding for finding in found if finding.status == "clear"]
     if ended:
-        told = (f"{finding.rule} at step {finding.evidence['cleared_at']}" for finding in ended)
-        notes.append(f"Ended: {', '.join(told)}.")
+        over = dict[str, list[int]]()
+        for one in ended:
+            over.setdefault(one.rule, []).append(int(one.evidence["cleared_at"]))
+        notes.append(f"Ended: {', '.join(f'{rule} at {at_steps(sorted(steps))}' for rule, steps in over.items())}.")
     if still := judge.idle.told(model):
         notes.append(still)
     if judge.keeper is not None and judge.keeper.folders:

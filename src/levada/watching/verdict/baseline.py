@@ -189,6 +189,7 @@ class LossBaseline:
         self._minimised = False  # whether that was positive on any batch
         self._growth, self._inputs = Growth(), Growth()  # of the same for each batch; of the size of its inputs
         self.falling = Falling()
+        self.few, self.half = smooth, warm_up // 2  # losses of which `now`, and of which `early` is the median
         self._steps: deque[int] = deque(maxlen=window)
         self._recent, self._few, self._lowest = Window(window), Window(smooth), Lowest(window // 4)
         self.lowest_step = -1  # the last one of the losses in a row whose median was the lowest
@@ -241,6 +242,11 @@ class LossBaseline:
         """Steps and losses of the last few, a quarter of those that are remembered."""
         last = [*self._lowest.last]
         return tuple(zip([*self._steps][-len(last) :], last, strict=True)) if last else ()
+
+    @property
+    def kept(self) -> int:
+        """How many losses are remembered, of which `median` is the median."""
+        return len(self._recent)
 
     @property
     def has_learned(self) -> bool:

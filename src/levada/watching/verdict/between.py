@@ -40,6 +40,7 @@ class Between:
     Attributes:
         ended: rule -> why it is judged no more.
         idle: what stands still from the start.
+        spent: told the seconds that hooks take, between what is looked at before updates.
     """
 
     def __init__(self, ledger: Ledger, every: int) -> None:
@@ -49,7 +50,8 @@ class Between:
         self._frozen: Frozen | None = Frozen()
         self.idle = Idle()
         self._glances: Glances | None = Glances(every, ledger.confirm)
-        self._severed: Severed | None = Severed()
+        self.spent: Callable[[float], None] = lambda seconds: None
+        self._severed: Severed | None = Severed(lambda seconds: self.spent(seconds))
         self._resting = Resting()
         self._thawed = 0  # samples that are still wanted of what was thawed
         self._model: weakref.ref[nn.Module] | None = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 from levada.diagnose.finding import Finding
 from levada.watching.verdict.baseline import LossBaseline
-from levada.watching.verdict.departures import Departures
 from levada.watching.verdict.ledger import Ledger
 from levada.watching.verdict.overshot import SIGN
-from levada.watching.verdict.spike import RULE, Spikes
+from levada.watching.verdict.spike import RULE
 from levada.watching.verdict.view import View
 
 __all__ = ["LOSSES", "above_lowest", "hold_spikes", "maximised"]
@@ -24,10 +24,9 @@ TIMES, SHARE = 2.0, 0.005
 
 
 def hold_spikes(
-    spikes: Spikes,
+    spikes: Iterable[Finding],
     ledger: Ledger,
     view: View,
-    departures: Departures,
     step: int,
     *,
     ending: bool = False,
@@ -36,16 +35,15 @@ def hold_spikes(
     """Tell of spikes that are open, stay up or were up until now; return what is held as cases of the ledger.
 
     Args:
-        spikes: of the losses so far.
+        spikes: what is told of those of the losses so far.
         ledger: where they are told.
         view: the sampled step.
-        departures: which signals are outside their baselines.
         step: the present one.
         ending: whether the run ends, so that the sentences are to hold at its end.
         accounted: whether another rule's alarm says why the loss jumps, so that no jump is told beside it.
     """
     held = set()
-    for spike in spikes.told(view, departures):
+    for spike in spikes:
         if accounted:
             continue
         key = RULE, str(spike.evidence["step"])
@@ -125,7 +123,7 @@ def maximised(loss: LossBaseline) -> Finding | None:
         >>> for step in range(600):
         ...     losses.add(step, -2.3 - 1e-3 * step ** 3)
         >>> maximised(losses).claim[:65]
-        'The loss is negative and falls without a bound so far: a median o'
+        'The loss is negative and falls without a bound so far: the last 3'
     """
     known = loss.maximised
     if not (known or loss.falling.unbounded):
@@ -138,7 +136,8 @@ def maximised(loss: LossBaseline) -> Finding | None:
         severity="warn" if known else "info",
         status="fired",
         claim=(
-            f"The loss {what} {how}: a median of {loss.recent:.4g} at step {last}, after {loss.start:.4g} at first"
+            f"The loss {what} {how}: the last {len(loss.latest)} have a median of {loss.recent:.4g} at step {last}, "
+            f"after {loss.start:.4g} at first"
             f"{f', {fold:.3g} times its size then' if fold >= 2 else ''}. "
             + (
                 "So the error is maximised: its sign is reversed, or that of the step, unless that is meant."

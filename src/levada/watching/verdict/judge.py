@@ -20,6 +20,7 @@ from levada.probe.trace import Site
 from levada.watching.measure.given import Given, given_last
 from levada.watching.measure.sample import Sample
 from levada.watching.steps.skipped import RULE as SKIPPED
+from levada.watching.uncopied import Uncopied
 from levada.watching.verdict.baseline import Baseline, LossBaseline
 from levada.watching.verdict.between import Between
 from levada.watching.verdict.departures import Departures
@@ -35,8 +36,9 @@ from levada.watching.verdict.restarts import Restarts
 from levada.watching.verdict.rise import Rates, raised, with_before
 from levada.watching.verdict.rules import EXPLAINS, PLACED, RULES, Rule
 from levada.watching.verdict.rules.depth import is_far
+from levada.watching.verdict.series import LossSeries
 from levada.watching.verdict.spike import RULE as SPIKE
-from levada.watching.verdict.spike import Spikes, least_jump
+from levada.watching.verdict.spike import least_jump
 from levada.watching.verdict.view import COMPARED, Blocks, View, membership, rate_of
 
 __all__ = ["CONFIRMATIONS", "WARM_UP", "Judge"]
@@ -52,7 +54,7 @@ WARM_UP: Final = 8
 
 
 @final
-class Judge:
+class Judge(Uncopied):
     """Applies the rules of a watched run to each of its samples.
 
     A rule's finding is told once it held on `confirm` samples in a row, and from then on stands in `findings`; when it
@@ -87,7 +89,7 @@ class Judge:
         every: int = 20,
     ) -> None:
         require_at_least("Judge", "confirm", confirm, 1)
-        self.loss = LossBaseline()
+        self.losses = LossSeries()
         self.keeper = Keeper(source, Path(keep)) if keep is not None else None
         self._ledger = Ledger(confirm, self._keep)
         self.between = Between(self._ledger, every)
@@ -102,7 +104,6 @@ class Judge:
         self._source = source
         self.confirm, self.rules = confirm, rules
         self._rates, self.restarts = Rates(), Restarts()
-        self._spikes = Spikes()
         self._accounted: set[str] = set()  # rules for which an alarm of the last sample accounts
         self._jumps = False  # whether the loss of this step is far above what the last sample knew
         self._limit = math.inf
@@ -116,6 +117,11 @@ class Judge:
         self._membership: tuple[tuple[int, int, bool], ...] = ()
         # With the targets of the step that is under way; its update lets them go.
         self.left_out = LeftOut(source, self._ledger, lambda: self._nonfinite.words(self._model, self._given))
+
+    @property
+    def loss(self) -> LossBaseline:
+        """What the loss of a step is and was; of none, where optimizers that take turns have losses of their own."""
+        return self.losses.loss
 
     @property
     def seconds(self) -> float:
@@ -245,12 +251,12 @@ class Judge:
             self.keeper.note(**facts)
 
     def _see_losses(self, losses: Iterable[tuple[int, float]]) -> None:
+        turns = getattr(self._source, "turn_of", lambda step: 0)
         for step, loss in losses:
             if step <= self._closed_at:
                 continue
             self._nonfinite.see_loss(step, loss)
-            self._spikes.see_loss(step, loss, self.loss)
-            self.loss.add(step, loss)
+            self.losses.see(step, loss, turns(step))
             self.restarts.see(step, loss, self.loss, self._rates.rises)
             while self._recent and self._recent[0][0] <= step:
                 self._recent.popleft()
@@ -264,7 +270,7 @@ class Judge:
     @property
     def content(self) -> bool:
         """Whether nothing waits for more samples: no spike is open, no loss above the limit, no gradient missed."""
-        return not self._jumps and self._spikes.is_over and not self.between.waits
+        return not self._jumps and self.losses.is_over and not self.between.waits
 
     def close(self) -> None:
         """Judge what is behind the last sample: losses that no other will bring, and the weights that are left."""
@@ -282,7 +288,7 @@ class Judge:
             self._see_losses(rest)
             self._closed_at = rest[-1][0]  # a watch that is entered again brings them once more
         at = max(self._closed_at, self._view.step, getattr(self._source, "steps", 0) - 1)
-        view = replace(self._view, rates=self._rates.changes, rises=self._rates.rises)
+        view = replace(self._view, loss=self.loss, rates=self._rates.changes, rises=self._rates.rises)
         for _ in range(self.confirm):  # what is back is told once, and then over
             self._ledger.miss_others(self._hold_spike(view, at, ending=True), at, rules=LOSSES)
         found = self._nonfinite.ended(at, self._view, scaled=self._scaled)
@@ -364,8 +370,8 @@ class Judge:
 
     def _hold_spike(self, view: View, step: int, *, ending: bool = False) -> set[tuple[str, str]]:
         assert self._departures is not None  # made with the blocks
-        at = self._spikes, self._ledger, view, self._departures, step
-        return hold_spikes(*at, ending=ending, accounted=SPIKE in self._accounted)
+        found = self.losses.told(view, self._departures, self._optimizers)
+        return hold_spikes(found, self._ledger, view, step, ending=ending, accounted=SPIKE in self._accounted)
 
     def _told_at_once(self, finding: Finding) -> None:
         """Tell of what is not finite, with what was before it."""
@@ -375,7 +381,8 @@ class Judge:
         elif finding.where or new:  # the place may be known only now
             finding = with_others_unknown(finding, self.keeper and self.keeper.run)
             step = finding.evidence["step"]
-            jump = self._spikes.before(step, self._recent, self.loss) if finding.severity == "error" else None
+            told = finding.severity == "error" and not self.losses.mixed
+            jump = self.losses.spikes.before(step, self._recent, self.loss) if told else None
             rise = raised(tuple(self.rows), self._rates.changes, step, self._rates.rises)
             finding = with_before(finding, jump, rise)
             if finding.severity == "error" and not self._scaled:

@@ -21,6 +21,7 @@ from levada.watching.verdict.view import MANY, values_of
 
 __all__ = ["PART", "standing_of"]
 
+MIXED: Final = "optimizers that take turns have losses of their own, of which jumps alone are judged, each by its own"
 PART: Final = "only some blocks of a pipeline are seen here"
 
 _GRADIENT: Final = ("vanishing_gradient", "exploding_gradient")
@@ -158,15 +159,15 @@ def _risen(judge: Judge) -> Iterator[Reason]:
             else "learned nothing of its inputs so far, or whose outputs are too small to show it"
         )
         why = (
-            "the loss is not clearly below that of a prediction that is the same for every input, "
-            f"{loss.constant:.4g}, as of a model that has {learned}"
+            f"the loss is not clearly below that of a constant prediction, {loss.constant:.4g}: the last "
+            f"{len(loss.latest)} losses have a median of {loss.recent:.4g}, as of a model that has {learned}"
         )
         few = loss.steps < MANY
         yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps) if few else None
     elif math.isnan(loss.constant) and loss.flat:
         why = (
-            f"the loss has not fallen since its first steps, and whether {loss.median:.4g} is more than a constant "
-            "prediction gives is not known"
+            f"the loss has not fallen since its first steps, and whether the median of the last {loss.kept}, "
+            f"{loss.median:.4g}, is more than a constant prediction gives is not known"
         )
         yield "learning_rate_too_high", why, True, None
 
@@ -181,7 +182,11 @@ def _given_back(judge: Judge) -> Iterator[Reason]:
     worse = rise > 0 and level > loss.start  # whatever was learned below a first loss that was far higher
     up = share >= GIVEN_BACK or (share >= FIFTIETH and level >= TENFOLD * loss.best > 0)
     if worse or (up and not judge.restarts.explain(loss)):
-        why = f"the loss is {level:.4g} and was {loss.best:.4g} at its best, and what is measured does not tell why"
+        last = loss.few if level == loss.now else len(loss.latest)
+        why = (
+            f"the loss is {level:.4g} and was {loss.best:.4g} at its best, medians of the last {last} losses and of "
+            f"the lowest {loss.few} in a row, and what is measured does not tell why"
+        )
         yield "loss_spike", why, True, None
     if loss.falling.unbounded:
         why = f"the loss is {loss.recent:.4g} and falls without a bound so far, and nothing tells if its sign is meant"
@@ -194,16 +199,19 @@ def _absent(judge: Judge) -> Iterator[Reason]:
     Without a gradient, and without loss or signal, hardly anything of the training was seen: the rules then wait on.
     """
     sites, rows, seen = len(judge.blocks.sites) if judge.blocks is not None else 0, judge.rows, judge.habits.seen
-    no_loss = "" if judge.loss.steps else "no loss was seen"
+    mixed = judge.losses.mixed
+    no_loss = "" if judge.loss.steps else MIXED if mixed else "no loss was seen"
     signal, gradient = ("signal_rms" in seen or "nonfinite" in seen), "gradient_rms" in seen
     blind = not gradient and (bool(no_loss) or not signal)
     waits = judge.compared < judge.confirm or blind
-    if blind and not signal and no_loss:
+    if blind and not signal and no_loss and not mixed:
         yield "numerical_overflow", "no signal, no gradient and no loss was measured", waits, None
     if no_loss:
-        yield "loss_spike", no_loss, waits, None
-        why = f"{no_loss}, and signal or gradient spans three decades" if judge.far else no_loss
-        yield from ((rule, why, waits or judge.far, None) for rule in _SUFFERS)
+        if not mixed:
+            yield "loss_spike", no_loss, waits, None
+        far = judge.far and not mixed
+        why = f"{no_loss}, and signal or gradient spans three decades" if far else no_loss
+        yield from ((rule, why, waits or far, None) for rule in _SUFFERS)
     if "signal_rms" not in seen:
         yield from ((rule, "no signal was measured", waits, None) for rule in _SIGNAL)
     if not gradient:
@@ -221,7 +229,8 @@ def _absent(judge: Judge) -> Iterator[Reason]:
         why = "no batch was seen whose rows, two or more along its first dimension, can be told to be its inputs"
         yield "constant_inputs", why, waits, None
     many = judge.blocks is not None and judge.blocks.optimizers > MOST
-    if why := no_loss or (f"gradients are compared from step to step of {MOST} optimizers at most" if many else ""):
+    too_many = f"gradients are compared from step to step of {MOST} optimizers at most" if many else ""
+    if why := too_many if mixed else no_loss or too_many:
         yield "accumulated_gradients", why, waits and not many, None
     if rows[-1].scalars.get("uncleared_of") == 0:
         why = "the gradients that are compared are zeros, or no optimizer's: if they are cleared is not known"
@@ -251,11 +260,18 @@ def _early(judge: Judge) -> Iterator[Reason]:
             f"{block} gave nothing but zeros and got no gradient on the last {len(judge.rows)} samples, as if it rested"
         )
         yield "dead_units", why, True, None
+    if judge.losses.mixed and judge.losses.most < loss.warm_up:
+        least, most = loss.warm_up, judge.losses.most
+        yield "loss_spike", f"{least} losses of an optimizer are needed", True, ("losses", least, most)
     for rule, least in (
-        ("loss_spike", loss.warm_up),
-        ("learning_rate_too_high", loss.warm_up),
-        ("learning_rate_too_low", 2 * loss.warm_up),
-        *((rule, 2 * loss.warm_up) for rule in _SUFFERS),  # as they speak, too, where nothing was learned
+        ()
+        if judge.losses.mixed
+        else (
+            ("loss_spike", loss.warm_up),
+            ("learning_rate_too_high", loss.warm_up),
+            ("learning_rate_too_low", 2 * loss.warm_up),
+            *((rule, 2 * loss.warm_up) for rule in _SUFFERS),  # as they speak, too, where nothing was learned
+        )
     ):
         if loss.steps < least:
             yield rule, f"the losses of {least} steps are needed", True, ("losses", least, loss.steps)

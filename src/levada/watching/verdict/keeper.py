@@ -48,6 +48,9 @@ def require_notes(facts: Mapping[str, Any]) -> None:
     other = next((name for name in facts if name not in _NOTES), None)
     if other is not None:
         raise UsageError(f"note: what can be noted is {', '.join(_NOTES)}, got {other!r}.")
+    path = facts.get("checkpoint")
+    if path is not None and (not isinstance(path, str | Path) or not str(path).strip()):
+        raise UsageError(f"note: checkpoint must be the path of one, got {path!r}. Leave it out where there is none.")
 
 
 @final

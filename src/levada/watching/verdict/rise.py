@@ -11,13 +11,14 @@ from typing import Any, Final, final
 from levada.diagnose.finding import Finding
 from levada.watching.measure.sample import Sample
 
-__all__ = ["Rates", "made_it_rise", "raised", "rise_in_words", "with_before"]
+__all__ = ["Rates", "earlier_rise", "made_it_rise", "raised", "rise_in_words", "with_before"]
 
 # A rate that at least doubles was set, and did not drift.
 RAISED: Final = 2.0
 # Steps before the loss rose in which a rate that was raised can have made it.
 NEAR: Final = 20
 UNSEEN: Final = 64  # where none of them was sampled since it rose
+FAR: Final = 128  # steps before it, of which a rise is told, as that of a restart, and blamed for nothing
 # Learning rates that are remembered where each differs from the one before.
 REMEMBERED: Final = 64
 
@@ -104,6 +105,28 @@ def raised(
             first, by = seen[-1] if seen else (first, after[0])
             return {"from": before[1], "to": after[1], "after": first, "by": by}
     return None
+
+
+def earlier_rise(
+    rates: Sequence[tuple[int, float]], rises: Sequence[tuple[int, int]], onset: int
+) -> dict[str, float | int] | None:
+    """Return the last rise of the learning rate within 128 steps before a step, to be told of it; as `raised`.
+
+    Args:
+        rates: step and rate of each change that was seen.
+        rises: steps at which it had at least doubled, each behind the last whose rate was seen before it.
+        onset: the step.
+
+    Example:
+        >>> earlier_rise([(0, 0.1), (299, 0.001), (300, 0.1)], [(299, 300)], 334)
+        {'from': 0.001, 'to': 0.1, 'after': 299, 'by': 300}
+    """
+    after, by = next(((after, by) for after, by in reversed(rises) if by < onset), (0, -FAR))
+    if onset - by > FAR:
+        return None
+    before = [rate for step, rate in rates if step <= after]
+    risen = [rate for step, rate in rates if after < step <= by]
+    return {"from": before[-1], "to": risen[-1], "after": after, "by": by} if before and risen else None
 
 
 def made_it_rise(rise: Mapping[str, Any] | None, rate: float, onset: int, *, seen: int | None = None) -> bool:

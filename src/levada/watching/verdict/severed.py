@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 from levada.probe.hook import Hook
 from levada.probe.recorder import tensors
 from levada.watching.loop.places import original, plain_name
+from levada.watching.loop.tracing import uncompiled
 from levada.watching.measure.compiled import find_regions
 from levada.watching.measure.reading import plain
 from levada.watching.measure.transfer import OnItsWay
@@ -57,10 +59,17 @@ class _Weight:
     made: dict[str, Tensor] = field(default_factory=dict)
     got: Tensor | None = None  # and the largest that autograd brought it
     handles: list[RemovableHandle] = field(default_factory=list)
+    stepped: Tensor | None = None  # numbers of it behind the last step of an optimizer that decays weights
+    alone: int = 0  # updates between which nothing but such steps has moved it; -1 once something else has
 
     def begin(self) -> None:
         """Forget what the passes since the last update have shown."""
         self.calls, self.made, self.got = 0, {}, None
+
+    def follow(self, moved: float) -> None:
+        """Take by how much it was moved since the last step of an optimizer that decays weights."""
+        if self.stepped is not None and self.alone >= 0:
+            self.alone = self.alone + 1 if moved == 0 else -1
 
 
 @final
@@ -79,7 +88,12 @@ class Severed:
     eighth update, and whose rate is not 0, the layers get hooks, for six updates and later, when there were four times
     as many, again.
 
-    No weight counts that changes otherwise than towards zero, as by a moving average, is sharded or runs compiled.
+    No weight counts that changes otherwise than by its decay, as by a moving average, is sharded or runs compiled. By
+    its decay it comes nearer to zero; or past it, where the decay is part of a gradient with momentum (Adam's
+    `weight_decay`), and then nothing but the optimizer's step moves it.
+
+    Args:
+        spent: told the seconds that the hooks of layers and weights take.
 
     Attributes:
         names: those that were shown, in the model's order, and what their gradient is lost in; "" if it is not known.
@@ -99,7 +113,9 @@ class Severed:
         {'0.weight': 'sign'}
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spent: Callable[[float], None] = lambda seconds: None) -> None:
+        self._spent = spent
+        self._steps: list[RemovableHandle] = []
         self.names: dict[str, str] = {}
         self.shown = False
         self._updates = 0
@@ -139,9 +155,14 @@ class Severed:
 
     def close(self) -> None:
         """Take every hook off."""
-        self._left = 0
+        self._end()
         for weight in self._weights:
             _let_go(weight)
+
+    def _end(self) -> None:
+        self._left = 0
+        while self._steps:
+            self._steps.pop().remove()
 
     def _send(self) -> None:
         """Send the sum of sizes of each weight's gradient to the host."""
@@ -189,41 +210,57 @@ class Severed:
         those = [weight for weight in self._weights if weight.shown < PASSES and id(weight.held()) in moved]
         for weight in sorted(those, key=lambda weight: weight.looks)[:_MOST]:  # the others have their turn later
             layer, p = weight.layer(), weight.held()
-            weight.shown, weight.looks = 0, weight.looks + 1
+            weight.shown, weight.looks, weight.alone, weight.stepped = 0, weight.looks + 1, 0, None
             if layer is not None and p is not None and p.requires_grad and id(layer) not in compiled:
                 weight.begin()
                 around = weight.around()
                 outer = [around] if around not in (None, layer) and id(around) not in compiled else []
-                weight.handles = _Look(weight).on([layer, *outer], p)
+                weight.handles = _Look(weight, self._spent).on([layer, *outer], p)
                 self._left = _TRIES
+        if self._left > 0 and not self._steps:
+            decaying = [each for each in optimizers if any(group.get("weight_decay") for group in each.param_groups)]
+            self._steps = [each.register_step_post_hook(self._stepped) for each in decaying]
+
+    @uncompiled
+    def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Take what the weights that are looked at are behind a step, to know if anything else moves them."""
+        begun = time.perf_counter()
+        with suppress(Exception):  # what a parameter is made of is the user's
+            decayed = _held(group for group in optimizer.param_groups if group.get("weight_decay"))
+            for weight in [weight for weight in self._weights if weight.handles]:
+                if (p := weight.held()) is not None and id(p) in decayed:
+                    weight.stepped = some_of(p.detach()).clone()
+        self._spent(time.perf_counter() - begun)
 
     def _judge(self) -> None:
         """Take what the passes since the last update have shown."""
         self._left -= 1
         learned = []
         looked = [weight for weight in self._weights if weight.handles]
-        sizes = iter(_to_host([size for weight in looked for size in (weight.got, *weight.made.values())]))
+        sizes = iter(_to_host([x for weight in looked for x in (weight.got, *weight.made.values(), _since(weight))]))
         for weight in looked:
             got, lost = next(sizes), [name for name in weight.made if next(sizes) > 0]
+            weight.follow(next(sizes))
             weight.begin()
             p = weight.held()
             if lost and got == 0:
                 weight.shown, weight.through = weight.shown + 1, " and ".join(sorted(lost))
-            if p is None or got != 0 or (weight.shown >= PASSES and not _only_decays(weight.numbers, p)):
+            decays = weight.alone >= PASSES or _only_decays(weight.numbers, p)
+            if p is None or got != 0 or (weight.shown >= PASSES and not decays):
                 learned.append(weight)
             elif weight.shown >= PASSES or self._left <= 0:
                 _let_go(weight)
         self._leave(learned)
-        if not any(weight.handles for weight in self._weights):
-            self._left = 0
+        if self._left <= 0 or not any(weight.handles for weight in self._weights):
+            self._end()
 
 
 @final
 class _Look:
     """The hooks of one layer: what comes back to what is made of its weight, and to the weight."""
 
-    def __init__(self, weight: _Weight) -> None:
-        self._weight = weight
+    def __init__(self, weight: _Weight, spent: Callable[[float], None]) -> None:
+        self._weight, self._spent = weight, spent
 
     def on(self, layers: Iterable[nn.Module], p: nn.Parameter) -> list[RemovableHandle]:
         """Look from now on."""
@@ -232,6 +269,11 @@ class _Look:
         return [*hooks, p.register_hook(unserializable_hook(lambda g: self._arrived(g)))]  # type: ignore[no-untyped-call]
 
     def _called(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        begun = time.perf_counter()
+        self._see(layer, args, kwargs, output)
+        self._spent(time.perf_counter() - begun)
+
+    def _see(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         weight, p = self._weight, self._weight.held()
         with suppress(Exception):  # what a layer takes and gives is the user's
             holder = weight.holder()
@@ -252,16 +294,20 @@ class _Look:
 
     def _came(self, name: str, on: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> None:
         """Take what comes to a node, if nothing of it goes on to what a function was given."""
+        begun = time.perf_counter()
         with suppress(Exception):
             come, gone = _largest(gradients), _largest(on) if name else None
             if come is not None:
                 lost = come if gone is None else torch.where(gone == 0, come, 0.0)
                 known = self._weight.made.get(name)
                 self._weight.made[name] = lost if known is None else torch.maximum(known, lost)
+        self._spent(time.perf_counter() - begun)
 
     def _arrived(self, gradient: Tensor) -> None:
+        begun = time.perf_counter()
         with suppress(Exception):
             self._weight.got = _largest([self._weight.got, gradient])
+        self._spent(time.perf_counter() - begun)
 
 
 def _numbers(gradient: Tensor) -> Tensor:
@@ -274,6 +320,15 @@ def _largest(gradients: Iterable[Tensor | None]) -> Tensor | None:
     there = [_numbers(one) for one in gradients if one is not None and one.numel()]
     sizes = [torch.linalg.vector_norm(one, math.inf).float() for one in there]
     return torch.stack(sizes).amax() if sizes else None
+
+
+def _since(weight: _Weight) -> Tensor | None:
+    """Return by how much a weight was moved since the last step of an optimizer that decays it, if there was one."""
+    p = weight.held()
+    now = None if p is None or weight.stepped is None else some_of(p.detach())
+    if now is None or weight.stepped is None or now.shape != weight.stepped.shape:
+        return None
+    return _largest([now - weight.stepped])
 
 
 def _to_host(sizes: Sequence[Tensor | None]) -> list[float]:
@@ -316,8 +371,10 @@ def _without_gradient(model: nn.Module, optimizers: Sequence[Any]) -> list[_Weig
     return found
 
 
-def _only_decays(before: Tensor | None, p: nn.Parameter) -> bool:
+def _only_decays(before: Tensor | None, p: nn.Parameter | None) -> bool:
     """Return whether a weight is what it was, or nearer to zero, as weight decay makes it."""
+    if p is None:
+        return False
     now = some_of(p.detach())
     if before is None or now.shape != before.shape:
         return False

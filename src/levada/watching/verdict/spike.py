@@ -10,7 +10,7 @@ from typing import Any, Final, final
 from levada.diagnose.finding import Finding
 from levada.watching.verdict.baseline import LossBaseline
 from levada.watching.verdict.departures import Departures
-from levada.watching.verdict.rise import raised
+from levada.watching.verdict.rise import earlier_rise, raised
 from levada.watching.verdict.spike_words import LATEST, RULE, Spike, finding_of
 from levada.watching.verdict.view import COMPARED, View
 
@@ -102,18 +102,24 @@ class Spikes:
         """Whether no spike is open: there was none, or the last one came back, or stays."""
         return self._open is None
 
-    def see_loss(self, step: int, loss: float, baseline: LossBaseline) -> None:
+    @property
+    def onset(self) -> int | None:
+        """The step at which the jump began that is open; None without one."""
+        return None if self._open is None else self._open.onset
+
+    def see_loss(self, step: int, loss: float, baseline: LossBaseline, *, heard: bool | None = None) -> None:
         """Take the loss of a step, before the baseline does.
 
         Args:
             step: its number.
             loss: its loss.
             baseline: of the losses before it.
+            heard: whether those since the last one were heard; left out, there were none if the numbers follow.
         """
         if not math.isfinite(loss):
             return
         before, self._last = self._last, step
-        gap = before is not None and step - before > 1
+        gap = before is not None and (step - before > 1 if heard is None else not heard)
         if baseline.steps >= LATEST:
             self._see_jump(loss - baseline.median)
         self._see_ended(step, loss, baseline, gap=gap)
@@ -232,3 +238,4 @@ class Spikes:
         lately = departures.lately(spike.onset)
         spike.watched = lately[-1] if lately else None
         spike.raised = raised(view.rows, view.rates, spike.onset, view.rises)
+        spike.earlier = earlier_rise(view.rates, view.rises, spike.onset)

@@ -42,6 +42,7 @@ class Spike:
     back: int | None = None  # the step at which it had come back
     moved: list[dict[str, Any]] | None = None
     raised: dict[str, Any] | None = None
+    earlier: dict[str, Any] | None = None  # a rise of the learning rate longer ago
     watched: int | None = None  # the last step that was sampled shortly before
     step: float = 0.0  # beside the median block's weights, sampled before the onset, if it was far too long
     stepped: int = 0  # the number of that step
@@ -129,7 +130,7 @@ def _end(spike: Spike, loss: LossBaseline) -> str:
     """Say whether the loss came back, and when; "" while that is open."""
     if math.isnan(spike.level):
         return "" if spike.back is None else f" It was back {_by(spike)} step {spike.back}."
-    stayed = f"the last few losses had a median of {spike.level:.4g} at step {spike.ended}"
+    stayed = f"the last {loss.few} losses had a median of {spike.level:.4g} at step {spike.ended}"
     if spike.back is not None:
         return f" It stayed up: {stayed}. It was back {_by(spike)} step {spike.back}."
     last = loss.latest[-1][0]
@@ -186,9 +187,16 @@ def _why(spike: Spike) -> str:
             f"First {first['signal']} of {first['site']} left its own baseline, at step {first['step']}, "
             f"{times(first['octaves'])} it{more}."
         )
-    if not sentences and spike.watched is None:
-        sentences = ["What moved before it is not known, as no step was sampled shortly before."]
-    sentences = sentences or [f"Nothing that is watched moved before it, up to the sampled step {spike.watched}."]
+    if spike.raised is None and spike.earlier is not None:
+        ago = spike.onset - spike.earlier["by"]
+        sentences.insert(0, f"{rise_in_words(spike.earlier)[:-1]}, {ago} steps before it.")
+    if not moved and spike.raised is None:
+        besides = " else" if spike.earlier is not None else ""
+        sentences.append(
+            f"What{besides} moved before it is not known, as no step was sampled shortly before."
+            if spike.watched is None
+            else f"Nothing{besides} that is watched moved before it, up to the sampled step {spike.watched}."
+        )
     if spike.step:
         ago = spike.onset - spike.stepped
         far = f", {ago} steps before it," if ago > 1 else ""
@@ -198,6 +206,6 @@ def _why(spike: Spike) -> str:
         )
     elif _odd(spike):
         sentences.append(f"The batch of step {spike.onset} stands out: the steps after it are left with a fraction.")
-    elif not (moved or spike.raised) and not math.isnan(spike.level):
+    elif not (moved or spike.raised or spike.earlier) and not math.isnan(spike.level):
         sentences.append("If the data or the loss function was changed there, that is why.")
     return " ".join(sentences)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from levada.ops._cpu import added, array_of, loops_for
 from levada.ops._define import empty_like
+from levada.ops._loading import or_reference
 from levada.ops.hyper.static import reference
 
 __all__ = ["read", "read_backward"]
@@ -14,6 +15,7 @@ __all__ = ["read", "read_backward"]
 _LOOPS = "levada.ops.hyper.static.loops"
 
 
+@or_reference
 def read(state: Tensor, weights: Tensor) -> tuple[Tensor]:
     """Return what the branch reads."""
     loops = loops_for(_LOOPS, state, weights)
@@ -25,6 +27,7 @@ def read(state: Tensor, weights: Tensor) -> tuple[Tensor]:
     return (x,)
 
 
+@or_reference
 def read_backward(by_x: Tensor, by_new: Tensor | None, state: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients by state and weights; see the reference."""
     loops = loops_for(_LOOPS, state, weights)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from levada.ops._cpu import blocks_of, rows_of
-from levada.ops._define import empty_like, import_kernels
+from levada.ops._define import empty_like
+from levada.ops._loading import import_kernels, or_reference
 from levada.ops.manifold.ahead import reference
 from levada.ops.manifold.cpu import loops_for, read_tokens, read_tokens_backward, sums_of, together
 from levada.ops.manifold.reference import Form
@@ -18,6 +19,7 @@ from levada.ops.streams.cpu import options_of as written_by
 __all__ = ["write_and_read", "write_and_read_backward"]
 
 
+@or_reference
 def write_and_read(
     state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None,
     projection: Tensor, scale: Tensor, bias: Tensor, *options: Any,
@@ -42,6 +44,7 @@ def write_and_read(
     return new, x, reads, writes, mixes, features, inverse
 
 
+@or_reference
 def write_and_read_backward(
     by_new: Tensor | None, by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor,
     state: Tensor, out: Tensor, weights: Tensor, mix: Tensor | None,

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from levada.ops._loading import or_reference
 from levada.ops.manifold.cpu import loops_for, read_by, read_by_backward
 from levada.ops.manifold.handed import reference
 from levada.ops.manifold.reference import Form
@@ -13,6 +14,7 @@ from levada.ops.manifold.reference import Form
 __all__ = ["read", "read_backward"]
 
 
+@or_reference
 def read(
     state: Tensor, handed: Tensor, projection: Tensor, scale: Tensor, bias: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -24,6 +26,7 @@ def read(
     return read_by(loops, handed, state, projection, scale, bias, form)
 
 
+@or_reference
 def read_backward(
     by_x: Tensor, by_reads: Tensor | None, by_writes: Tensor, by_mix: Tensor, by_new: Tensor | None,
     state: Tensor, handed: Tensor, *others: Any,

@@ -150,7 +150,8 @@ def _starved(view: View, span: Decay, *, stands: bool) -> Finding:
 
 def _standing(view: View) -> str:
     loss = view.loss
-    return f"; in {loss.steps} steps the loss has gone from {loss.start:.4g} to {loss.median:.4g}, and no lower"
+    of = f"a median of {loss.median:.4g} over the last {loss.kept}"
+    return f"; in {loss.steps} steps the loss has gone from {loss.start:.4g} to {of}, and no lower"
 
 
 def _stuck(view: View) -> str:
@@ -158,8 +159,8 @@ def _stuck(view: View) -> str:
     if not view.stuck:
         return ""
     return (
-        f"; after {loss.steps} steps the loss, at a median of {loss.recent:.4g}, is not clearly below that of a "
-        f"prediction that is the same for every input, {loss.constant:.4g}"
+        f"; after {loss.steps} steps the loss, a median of {loss.recent:.4g} over the last {len(loss.latest)}, is not "
+        f"clearly below that of a constant prediction, {loss.constant:.4g}"
     )
 
 

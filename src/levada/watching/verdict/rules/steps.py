@@ -13,8 +13,8 @@ from torch import Tensor
 from levada.diagnose.finding import Finding, Proposal
 from levada.watching.loop.uncleared import LATEST, LEAST
 from levada.watching.verdict.baseline import LossBaseline
-from levada.watching.verdict.overshot import lower_rate, rate_proposal
 from levada.watching.verdict.rules.depth import LARGE, NEGLIGIBLE, RISEN
+from levada.watching.verdict.rules.replaced import DESCENT, lower, replaced
 from levada.watching.verdict.view import MANY, View, at_rest, loss_falls, values_of
 
 __all__ = [
@@ -47,9 +47,6 @@ WHOLE: Final = 1.0
 # Of a quadratic whose least is 0, a step to the minimum along the gradient lowers the loss to first order by twice
 # all of it; longer ones go beyond, and from four times on they climb.
 BEYOND: Final = 2.0
-DESCENT: Final = (
-    "the descent lemma: a step short beside the curvature lowers the loss; Cohen et al. 2021, arXiv 2103.00065"
-)
 
 
 def lost_update(view: View) -> Iterable[Finding]:
@@ -139,14 +136,22 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
     of the weights: the task may have grown harder, as where a queue of negatives fills. Under an optimizer that
     rescales gradients, or without their size, neither is said, and the verdict stays unknown as long as it is so.
 
+    Steps of ten times the weights are told at once, while the loss is no lower for them: as information, and as a
+    warning where most blocks get no gradient any more, or the loss is ten times that of the start.
+
     And it is a warning if after 128 steps the loss is no lower than that of a prediction that is the same for every
     input, and a step was as large as the weights, or as a tenth of them while the first updates raised the loss.
     """
     ratio = view.longest if view.nothing_learned else view["update_ratio"]
     ratio = ratio[ratio.isfinite()]
+    most = float(view.longest.nanmedian())
+    gone = replaced(view, most)
+    if gone is not None and (view.loss.steps < MANY or gone.severity == "warn"):
+        yield gone
+        return
     if not len(ratio) or not view.loss.ready:
         return
-    moved, most = float(ratio.median()), float(view.longest.nanmedian())
+    moved = float(ratio.median())
     risen = view.given_back >= RISEN
     if moved < LONG and _thrown(view, most):
         yield _thrown_up(view, moved, most)
@@ -185,7 +190,7 @@ def learning_rate_too_high(view: View) -> Iterable[Finding]:
         },
         consequence="The steps overshoot: the loss rises or jumps about, and may end as no number.",
         falsify="Go back to before the rise and train at a tenth of the rate: if the loss rises too, this is wrong.",
-        remedies=_lower(view, moved),
+        remedies=lower(view, moved),
         source=DESCENT,
     )
 
@@ -247,8 +252,9 @@ def _thrown_up(view: View, moved: float, most: float) -> Finding:
         severity="warn" if blamed else "info",
         status="fired",
         claim=(
-            f"The loss rose with the first updates, from {loss.first:.4g} to a median of {loss.early:.4g}, and after "
-            f"{loss.steps} steps at a learning rate of {view.lr:.3g} its median is {loss.median:.4g}.{because}"
+            f"The loss rose with the first updates, from {loss.first:.4g} to a median of {loss.early:.4g} over the "
+            f"first {loss.half} losses, and after {loss.steps} steps at a learning rate of {view.lr:.3g} the last "
+            f"{loss.kept} have one of {loss.median:.4g}.{because}"
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
@@ -266,7 +272,7 @@ def _thrown_up(view: View, moved: float, most: float) -> Finding:
             else "None, if the task grew harder with the steps, as where a queue of negatives fills."
         ),
         falsify="Train from the start at a tenth of the rate: if the loss rises as far, this is wrong.",
-        remedies=_lower(view, max(moved, most if most >= WHOLE else 0.0)) if blamed else (),
+        remedies=lower(view, max(moved, most if most >= WHOLE else 0.0)) if blamed else (),
         source=DESCENT,
     )
 
@@ -278,9 +284,9 @@ def _constant(view: View, moved: float, most: float) -> Finding:
         severity="warn",
         status="fired",
         claim=(
-            f"After {loss.steps} steps the loss, at a median of {loss.recent:.4g}, is not clearly below that of a "
-            f"prediction that is the same for every input, {loss.constant:.4g}. A step moved the weights of the median "
-            f"block by {most:.2g} of themselves."
+            f"After {loss.steps} steps the loss, a median of {loss.recent:.4g} over the last {len(loss.latest)}, is "
+            f"not clearly below that of a constant prediction, {loss.constant:.4g}. A step moved the weights of the "
+            f"median block by {most:.2g} of themselves."
         ),
         where={"first": names[0], "last": names[-1]},
         evidence={
@@ -294,13 +300,9 @@ def _constant(view: View, moved: float, most: float) -> Finding:
         },
         consequence="The steps have left nothing of what the weights were drawn for: the model ignores its inputs.",
         falsify="Train from the start at a tenth of the rate: if the loss stays there too, this is wrong.",
-        remedies=_lower(view, most),
+        remedies=lower(view, most),
         source=DESCENT,
     )
-
-
-def _lower(view: View, moved: float) -> tuple[Proposal, ...]:
-    return (rate_proposal(view.lr, lower_rate(view.lr, moved)),) if view.lr > 0 else ()
 
 
 def accumulated_gradients(view: View) -> Iterable[Finding]:
