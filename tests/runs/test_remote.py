@@ -112,8 +112,10 @@ def test_a_mirrored_run_is_the_run(kind, tmp_path, capsys):
     assert run.manifest.config == {"lr": 0.1}
     assert doctor(url).healthy
     assert [Run(path).manifest for path in find_runs(url.rsplit("/", 1)[0])] == [run.manifest]
-    assert main(["doctor", url]) == 0
+    assert main(["doctor", url.rsplit("/", 1)[0] + "/"]) == 0
+    assert capsys.readouterr().out.startswith(f"{url}: watch ")
     assert main(["report", url, "-o", str(tmp_path / "page.html")]) == 0
+    assert f"{url} is not ended" in capsys.readouterr().err
     assert (tmp_path / "page.html").stat().st_size > 1000
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from levada._errors import UsageError
 from levada.commands.output import FINISHED, FIRED, QUIET, tell
+from levada.runs.address import cache_folder, is_remote, local
 from levada.runs.manifest import LOG, MANIFEST
 
 __all__ = ["doctor", "report"]
@@ -19,6 +22,7 @@ def report(options: argparse.Namespace) -> int:
     from levada.runs import Run, find_runs
     from levada.runs.reader import require_readable, unlisted
 
+    say = _by_address(options.runs)
     runs, errors = [], list[OSError]()
     found = [path for root in options.runs for path in find_runs(root, onerror=errors.append)]
     told = [unlisted(error) for error in errors]
@@ -29,7 +33,7 @@ def report(options: argparse.Namespace) -> int:
         except (UsageError, OSError) as error:
             told.append(_unread(path, error))
     for sentence in told:
-        tell(f"{sentence} The page is without it.", stderr=True)
+        say(f"{sentence} The page is without it.", stderr=True)
     unreadable = bool(told)
     if not runs and unreadable:
         raise UsageError(f"No run in {', '.join(options.runs)} can be read. Try: levada doctor {options.runs[0]}")
@@ -45,11 +49,11 @@ def report(options: argparse.Namespace) -> int:
     FINISHED.append(options.output)
     for where, damages in damaged.items():
         more = f" And {len(damages) - 1} more, on the page." if len(damages) > 1 else ""
-        tell(f"{where} is damaged: {damages[0]}{more} Look at all of it: levada doctor {where}", stderr=True)
+        say(f"{where} is damaged: {damages[0]}{more} Look at all of it: levada doctor {where}", stderr=True)
     for where, recorded in open_ends.items():
-        tell(f"{where} is {recorded}.", stderr=True)
+        say(f"{where} is {recorded}.", stderr=True)
     if page_script() is None and any(run.manifest.kind != "study" for run in runs):
-        tell(ABSENT, stderr=True)
+        say(ABSENT, stderr=True)
     print(Path(options.output).resolve())  # noqa: T201
     return FIRED if unreadable or damaged else QUIET
 
@@ -58,35 +62,50 @@ def doctor(options: argparse.Namespace) -> int:
     """Run `levada doctor`: of a run, or of all below a folder: 0 if all that was written is good, 1 if not."""
     from levada.runs import doctor as examine
     from levada.runs import find_runs, reseal
-    from levada.runs.address import is_remote, local
     from levada.runs.reader import unlisted
 
     if options.reseal and is_remote(options.run):
         raise UsageError(f"{options.run}: signals are sealed again where they lie, in a folder. Give the folder.")
-    root = local(options.run)
+    root, say = local(options.run), _by_address([options.run])
     errors = list[OSError]()
     found = find_runs(root, whole=False, onerror=errors.append)
     for error in errors:
-        tell(f"{unlisted(error)} Runs in it are not looked at.", stderr=True)
+        say(f"{unlisted(error)} Runs in it are not looked at.", stderr=True)
     if errors and not found:
         raise UsageError(f"{root}: there is no run in what can be listed of it.")
     healthy = not errors
     for path in found or [root]:
         try:
             for sentence in reseal(path) if options.reseal else ():
-                tell(f"{path}: {sentence}")
+                say(f"{path}: {sentence}")
             examined = examine(path)
         except BrokenPipeError:
             raise
         except (UsageError, OSError) as error:
             if len(found) <= 1 and not errors:
                 raise
-            tell(_unread(path, error), stderr=True)  # the others are looked at all the same
+            say(_unread(path, error), stderr=True)  # the others are looked at all the same
             healthy = False
             continue
-        tell(str(examined))
+        say(str(examined))
         healthy &= examined.healthy
     return QUIET if healthy else FIRED
+
+
+class _Says(Protocol):
+    def __call__(self, text: str, *, stderr: bool = False) -> None: ...
+
+
+def _by_address(asked: Iterable[str]) -> _Says:
+    """Give a `tell` that names what was copied from an address by that address, which is what the user knows."""
+    copies = {str(cache_folder("fetched", one)): one.rstrip("/") for one in asked if is_remote(one)}
+
+    def say(text: str, *, stderr: bool = False) -> None:
+        for copy, address in copies.items():
+            text = text.replace(copy, address)
+        tell(text, stderr=stderr)
+
+    return say
 
 
 def _unread(path: Path, error: UsageError | OSError) -> str:
