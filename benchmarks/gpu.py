@@ -47,8 +47,8 @@ def _registers(options: argparse.Namespace) -> Command:
 
 def _tests(options: argparse.Namespace) -> Command:
     without_device = "tests/test_roofline.py" if options.quick else "tests/ops/test_triton.py"
-    where = "tests/gpu" if options.device == "cuda" else without_device
-    return _module("pytest", where, "-q", "--maxfail=20", "-p", "no:cacheprovider")
+    where = ["tests/gpu", "tests/ops/test_scan.py"] if options.device == "cuda" else [without_device]
+    return _module("pytest", *where, "-q", "--maxfail=20", "-p", "no:cacheprovider")
 
 
 def _ops(options: argparse.Namespace) -> Command:
