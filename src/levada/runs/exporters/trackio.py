@@ -35,7 +35,7 @@ class Trackio:
         folder = out.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["TRACKIO_DIR"] = str(folder)
-        self._trackio: Any = import_tool("trackio", _PACKAGE, "Exporting to trackio")
+        self._trackio = import_tool("trackio", _PACKAGE, "Exporting to trackio")
         present = Path(import_tool("trackio.utils", _PACKAGE, "Exporting to trackio").TRACKIO_DIR).resolve()
         if present != folder:
             raise UsageError(
@@ -53,7 +53,7 @@ class Trackio:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-        self._trackio.config = config_there
+        vars(self._trackio)["config"] = config_there
         self.where = str(folder)
         self.hint = f"TRACKIO_DIR={folder} trackio show --project levada"
 
