@@ -11,9 +11,11 @@ from tests.report.test_page import HOSTILE, Page
 from tests.report.watched import cells_of, write_watch
 
 from levada.report import render_report
+from levada.report.standing import headline_read
 from levada.report.watch import watch_view
 from levada.runs import Run, RunWriter, SignalWriter
 from levada.runs.codes import encode
+from levada.runs.standing import Standing
 
 
 def test_the_step_of_a_watched_run_is_not_called_the_first_of_the_optimizer(tmp_path: Path) -> None:
@@ -222,6 +224,14 @@ def test_jumps_of_one_divergence_are_told_once_with_their_steps(tmp_path: Path) 
     assert [one["title"] for one in findings] == ["Loss spike, and 2 more", "Loss spike"]
     assert ("not back from jumps at steps", "745, 749") in findings[0]["evidence"]
     assert not any("jumps" in row[0] for row in findings[1]["evidence"])
+
+
+def test_beside_a_note_the_headline_does_not_say_that_nothing_was_found() -> None:
+    note = {"rule": "frozen_layers", "severity": "info", "status": "fired", "claim": "No gradient reaches 4."}
+    standing = Standing(("info",), ("loss_spike", "vanishing_gradient"), sampled=81, steps=300)
+    assert headline_read(standing, [note], [], None) == "There was no alarm up to step 81 of 300"
+    fewer = Standing(("info",), ("loss_spike",), sampled=299, steps=300)
+    assert headline_read(fewer, [note], [], None) == "There was no alarm"
 
 
 def test_what_was_not_sampled_is_not_called_healthy(tmp_path: Path) -> None:

@@ -338,6 +338,47 @@ def test_trackio_without_a_network_writes_nothing_elsewhere(tmp_path, source):
     assert not [path for path in home.rglob("*") if not path.is_dir()]
 
 
+TRACKIO_OF_ONES_OWN = """
+import os, sys
+os.environ["TRACKIO_DIR"] = sys.argv[1]
+import trackio
+from levada.runs.exporters import open_exporter
+trackio.init(project="mine", name="own", config={"width": 3}, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+trackio.log({"accuracy": 0.5}, step=0)
+exporter = open_exporter("trackio", sys.argv[1], name="watched", config={"lr": 1})
+for step, severity in enumerate(("info", "warn", "error", "over")):
+    exporter.write(step, 0.0, {"loss": 1.0})
+    exporter.tell(step, 0.0, severity, severity + " rule: it is so")
+trackio.log({"accuracy": 0.75}, step=1)
+assert trackio.config["width"] == 3
+exporter.close()
+trackio.log({"accuracy": 1.0}, step=2)
+trackio.finish()
+from trackio.sqlite_storage import SQLiteStorage
+assert [row["accuracy"] for row in SQLiteStorage.get_logs("mine", "own")] == [0.5, 0.75, 1.0]
+rows = SQLiteStorage.get_logs("levada", "watched")
+assert len(rows) == 4 and all("loss" in row and "accuracy" not in row for row in rows), rows
+levels = {alert["title"]: alert["level"] for alert in SQLiteStorage.get_alerts("levada")}
+assert levels == {"info": "info", "warn": "warn", "error": "error", "over": "info"}, levels
+"""
+
+
+def test_a_run_of_trackio_that_the_loop_has_goes_on_by_itself(tmp_path):
+    pytest.importorskip("trackio", reason="needs trackio, which CI installs with --no-deps, as docs/export.md says")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRACKIO")} | {"HOME": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", TRACKIO_OF_ONES_OWN, str(tmp_path / "out")],
+        env=environment,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("Run finished") == 2  # each is finished once
+
+
 class Fake:
     where = hint = "fake"
 

@@ -22,6 +22,8 @@ def _headline_of(standing: Standing, fired: Sequence[Mapping[str, Any]]) -> str:
     if standing.verdict == "healthy":
         seen = "vanishing_gradient" in standing.judged  # else no gradient was measured, or of too few blocks
         told = "The learning signal reached every block" if seen else "The rules that could judge it found nothing"
+        if fired:  # notes, which may say that no gradient reaches the weights of a block
+            told = "There was no alarm"
         return f"{told}{standing.until[1:]}"
     if standing.verdict == "unknown":
         return standing.headline

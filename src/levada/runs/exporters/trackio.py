@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,9 +42,18 @@ class Trackio:
                 f"trackio: its folder is fixed when it is imported, and was {present}; got {folder}. "
                 "Export in a new process, or to that folder."
             )
-        self._run: Any = self._trackio.init(
-            project="levada", name=name, config=dict(config), embed=False, auto_log_gpu=False, auto_log_cpu=False
+        # In a context of its own: else it would end a run of the loop's own, whose `trackio.log` would then come here.
+        config_there = self._trackio.config
+        self._run: Any = contextvars.Context().run(
+            self._trackio.init,
+            project="levada",
+            name=name,
+            config=dict(config),
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
         )
+        vars(self._trackio)["config"] = config_there
         self.where = str(folder)
         self.hint = f"TRACKIO_DIR={folder} trackio show --project levada"
 
@@ -53,7 +63,8 @@ class Trackio:
 
     def tell(self, step: int, time: float, rule: str, text: str) -> None:
         """Raise an alert, which is kept with the run."""
-        level = self._trackio.AlertLevel.ERROR if text.startswith("error") else self._trackio.AlertLevel.WARN
+        levels = self._trackio.AlertLevel
+        level = {"error": levels.ERROR, "warn": levels.WARN}.get(text.partition(" ")[0], levels.INFO)
         self._run.alert(rule, text, level=level, step=step)
 
     def close(self) -> None:
