@@ -32,6 +32,7 @@ TAKEN = {
 }
 
 
+_TWENTY = "20 is every twentieth step"
 _PROCESSES = number("must be in [1, 1024]", lambda value: 0 < value <= 1024, "torchrun starts more", kind=int)
 _PORT = number("must be in [0, 65535]", lambda value: 0 <= value < 2**16, kind=int)
 
@@ -151,7 +152,12 @@ def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--run", metavar="DIR", help="where the record goes, a folder without one (runs/SCRIPT-1, -2, ...)")
     add(
         "--every",
-        type=number("must be in [1, 2^62)", lambda value: 1 <= value < 2**62, "20 is every twentieth step", kind=int),
+        type=number(
+            "must be less than 2^62",
+            lambda value: value < 2**62,
+            _TWENTY,
+            kind=number("must be at least 1", lambda value: value >= 1, _TWENTY, kind=int),
+        ),
         default=20,
         metavar="N",
         help="sample every Nth optimizer step (20)",

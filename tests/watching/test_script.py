@@ -412,8 +412,8 @@ def test_a_scripts_arguments_stay_as_they_are(
     ("words", "told"),
     [
         ([], "SCRIPT must be given"),
-        (["--every", "0", "x.py"], "--every must be in [1, 2^62), got 0. 20 is every twentieth step"),
-        (["--every", str(2**62), "x.py"], "--every must be in [1, 2^62), got 4611686018427387904"),
+        (["--every", "0", "x.py"], "--every must be at least 1, got 0. 20 is every twentieth step"),
+        (["--every", str(2**62), "x.py"], "--every must be less than 2^62, got 4611686018427387904"),
         (["--max-overhead", "2", "x.py"], "in (0, 1], got 2."),
     ],
 )
