@@ -94,9 +94,9 @@ def test_what_was_tried_on_a_run():
     for case, form in {
         "a full disk": "{samples_stored} samples stored and whole, {dropped:,} counted as dropped",
         "two writers on one folder": "{trials} trials; each time one of\nthem had it",
-        "a log cut, or a bit flipped, at every byte, and written again": "{trials} trials, no failure; {events_kept:,}",
-        "kill -9 of a log's mending, before all that it does to a file": "{trials} trials, no failure",
-        "kill -9 of a log's mending at a random moment": "{trials} trials, {killed} of them killed before the end",
+        "a log cut, or a bit flipped, at every byte, and written again": "no failure; {events_kept:,} events read",
+        "kill -9 of a log's mending, before all that it does to a file": "before each of the {trials} things",
+        "kill -9 of a log's mending at a random moment": "({left_as_it_was}) or whole, never in between",
         "a clock that goes backwards": "{samples_right} of {trials} samples right",
     }.items():
         assert form.format(**trials[case]) in said

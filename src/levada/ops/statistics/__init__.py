@@ -20,7 +20,8 @@ def tensor_statistics(tensors: Sequence[Tensor]) -> Tensor:
     A row holds the columns `levada.ops.statistics.COLUMNS`: the sum $\sum x$, the sum of squares $\sum x^2$, the
     largest magnitude $\max |x|$ of what is a number, and how many elements are zero, NaN and infinite. Of an empty
     tensor all are zero. Sums are in float64, so that no square of a float32 or narrower number overflows or vanishes,
-    and are NaN or infinite if an element is. On a device without float64 they are in float32.
+    and are NaN or infinite if an element is. On a device without float64 they are in float32; the loops for a CPU take
+    a thousand elements at a time in float32, where it holds them.
 
     All tensors are read once each, by one kernel, however many there are: a call for each one would cost more than
     the sums of a small one. Sums are added up in one order: results repeat bit by bit, and do not depend on the number
