@@ -16,6 +16,7 @@ from levada import connections
 from levada._errors import UsageError
 from levada.connection import Connection
 from levada.conversion import convert, verify_preserved
+from levada.watching.loop.places import find_places
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -478,3 +479,11 @@ def test_a_difference_that_is_no_number_is_not_lost_behind_others():
             return x * self.first, x
 
     assert math.isnan(verify_preserved(Two(1.0), Two(math.nan), torch.randn(3, 4)))
+
+
+@pytest.mark.parametrize("name", ["ManifoldHyperConnection", "HyperConnection", "GatedResidual", "AttentionResidual"])
+def test_the_blocks_that_are_watched_stay_those_of_the_model(name):
+    model = encoder(True)
+    blocks = [place.name for place in find_places(model)]
+    net = convert(model, getattr(levada, name), batch=SEQUENCE, preserve=False)
+    assert [place.name for place in find_places(net)] == blocks == ["layers.0", "layers.1", "layers.2"]

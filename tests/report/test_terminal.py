@@ -182,3 +182,14 @@ def test_notes_and_bars_are_called_what_they_are(sick: dict[str, Any]) -> None:
     assert "assumed:" not in words
     assert "(empty) to 0.0203 (full)" in words
     assert "a cotangent: a random vector of size 1, sent backwards from the output" in words
+
+
+def test_without_a_bar_no_scale_is_told(sick: dict[str, Any]) -> None:
+    for block in sick["blocks"]:
+        block["gradient_rms"] = "nan"
+    words = " ".join(printed(sick).split())
+    assert "Bars are logarithmic: spread " in words
+    assert "gradient 0.001 (empty)" not in words
+    for block in sick["blocks"]:
+        block["signal_rms"] = block["signal_spread"] = "nan"
+    assert "Bars are logarithmic" not in printed(sick)

@@ -98,8 +98,12 @@ def _bar(value: float | None, low: float, high: float, width: int, fine: bool) -
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
+def _logs(values: Sequence[float | None]) -> list[float]:
+    return [math.log10(v) for v in values if v is not None and math.isfinite(v) and v > 0]
+
+
 def _range(values: Sequence[float | None]) -> tuple[float, float]:
-    logs = [math.log10(v) for v in values if v is not None and math.isfinite(v) and v > 0]
+    logs = _logs(values)
     # At least three decades, so that what hardly changes looks as if it hardly changes.
     return (min(*logs, max(logs) - 3.0), max(logs)) if logs else (-3.0, 0.0)
 
@@ -160,11 +164,14 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
     console.print(table, highlight=False)
     if len(kept) < len(blocks):
         console.print(f"{len(kept):,} of {len(blocks):,} blocks shown, evenly spaced.", style="dim", highlight=False)
-    told = (
+    names = "spread" if spread else "signal", "gradient"
+    told = [
         f"{name} {plain(10.0 ** max(low, -307.0))} (empty) to {plain(10.0**high)} (full)"
-        for name, (low, high) in zip(("spread" if spread else "signal", "gradient"), ranges, strict=True)
-    )
-    _say(console, f"Bars are logarithmic: {', '.join(told)}.", "dim")
+        for name, (low, high), values in zip(names, ranges, (barred, gradient), strict=True)
+        if _logs(values)  # else there is no bar
+    ]
+    if told:
+        _say(console, f"Bars are logarithmic: {', '.join(told)}.", "dim")
     if spread:
         _say(console, "The spread is how far the inputs of the batch differ there; it is what dies.", "dim")
     if key == "cotangent_rms":

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from levada.connection import Layer
+from levada.connection import Connection, Layer
 from levada.stacking import LayerParameters, parameters_of
 
 __all__ = ["ACTIVATIONS", "Place", "class_of", "find_places", "in_order", "listed", "original", "plain_name"]
@@ -190,7 +190,7 @@ def _is_deep(module: nn.Module) -> bool:
     """Whether a container holds a network: two or more composite modules of one class, or a long chain of leaves."""
     if not isinstance(module, Container):
         return False
-    children = [original(child) for child in module.children()]
+    children = [c for c in map(original, module.children()) if not isinstance(c, Connection)]  # of a converted block
     composite = Counter(type(child) for child in children if _has_children(child) and _owns(child))
     leaves = sum(not _has_children(child) and _weighted(child) for child in children)
     return any(count > 1 for count in composite.values()) or leaves > _LARGEST_LEAF_CHAIN
