@@ -349,3 +349,9 @@ def test_a_module_that_computes_with_the_weight_of_a_layer_that_it_does_not_call
             optimizer.step()
     found = [f for f in watch.findings if f.severity == "warn" and f.rule == "frozen_layers"]
     assert [name for f in found for name in f.evidence["parameters"]] == warned
+    for finding in found:  # the repair runs as it is printed, whatever is quantised
+        y = torch.randn(8, requires_grad=True)
+        names = {"x": y, "quantised": quantised}
+        exec(finding.remedies[0].patch, names)
+        torch.testing.assert_close(names["x"], quantised(y))
+        assert torch.equal(torch.autograd.grad(names["x"].sum(), y)[0], torch.ones(8))

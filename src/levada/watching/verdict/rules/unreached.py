@@ -114,7 +114,7 @@ def _severed(view: View) -> Iterable[Finding]:
         remedies=(
             Proposal(
                 "straight_through",
-                "weight = self.weight + (quantised(self.weight) - self.weight).detach()  # where quantised is computed",
+                "x = x + (quantised(x) - x).detach()  # for x = quantised(x), a weight or what is made of it",
             ),
         ),
         source="Bengio et al. 2013, arXiv 1308.3432",
