@@ -66,6 +66,12 @@ def test_of_16_bits_a_few_of_their_own_are_let_pass_and_no_more(dtype):
     assert wide.limit(dtype, 2) == 8 * torch.finfo(torch.float32).eps
 
 
+def test_what_moves_nothing_on_its_way_back_is_timed_on_its_way_there_alone():
+    given = dataclasses.replace(case(), backward=0)
+    assert {row.case.split()[3] for row in rows(given, CPU, torch.float32, 1)} == {"forward"}
+    assert {row.case.split()[3] for row in rows(case(), CPU, torch.float32, 1)} == {"forward", "backward", "both"}
+
+
 def test_what_raises_in_levada_is_not_taken_for_a_rival_that_does_not_run():
     def broken(x, f):
         raise RuntimeError("no kernel")

@@ -135,9 +135,9 @@ def rows(case: Case, device: torch.device, dtype: torch.dtype, repetitions: int 
     good = {name: program for name, program in case.programs.items() if isinstance(errors[name], float)}
     for name in case.programs.keys() - good.keys():
         print(f"{case.operator} {name}: {errors[name]}")
-    ways = {"forward": case.forward, "backward": case.backward}
-    if case.backward:
-        ways["both"] = case.forward + case.backward
+    ways = {"forward": case.forward}
+    if case.backward:  # none of an addition, whose gradients are what comes
+        ways |= {"backward": case.backward, "both": case.forward + case.backward}
     for way, elements in ways.items():
         copy = _copy(elements, sets, first[0])
         calls = {name: _calls(program, sets, way) for name, program in good.items()}
