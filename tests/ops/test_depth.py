@@ -277,6 +277,11 @@ def test_large_scores_do_not_overflow():
     [
         (lambda q, v: (q, []), "at least one tensor"),
         (lambda q, v: (q, v[0]), "a list of tensors, one for each layer"),
+        (lambda q, v: (q, None), "a list of tensors, one for each layer, got NoneType"),
+        (lambda q, v: (q, (x for x in v)), "a list of tensors, one for each layer, got generator"),
+        (lambda q, v: (q, [v[0], None]), "sources must be tensors, got NoneType among them"),
+        (lambda q, v: (q, [x.to(torch.float8_e4m3fn) for x in v]), "of 16 bits or more, got torch.float8_e4m3fn"),
+        (lambda q, v: (q.to(torch.float8_e5m2), v), "query must be of real floating point"),
         (lambda q, v: (q[0], v), r"query must be \(queries, 5\)"),
         (lambda q, v: (q[:, :-1], v), r"query must be \(queries, 5\)"),
         (lambda q, v: (q, [v[0], v[1][:-1]]), "sources must be of one shape"),
@@ -288,6 +293,13 @@ def test_what_does_not_fit_is_refused(change, words):
     query, *sources = arguments(3, 2, 2, 5)
     with pytest.raises(UsageError, match=words):
         attend_depth(*change(query, sources))
+
+
+@pytest.mark.parametrize("epsilon", [-1e-6, float("nan"), float("inf")])
+def test_an_epsilon_that_is_none_is_refused(epsilon):
+    query, *sources = arguments(3, 2, 2, 5)
+    with pytest.raises(UsageError, match=r"epsilon must be in \[0, inf\)"):
+        attend_depth(query, sources, epsilon=epsilon)
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 3), (4, 1, 2), (1, 3, 1, 2)])

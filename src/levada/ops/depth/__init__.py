@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -45,7 +46,8 @@ def attend_depth(
         backward.
 
     Raises:
-        UsageError: if there is no source, shapes do not fit, a type is not a real floating one, or devices differ.
+        UsageError: if there is no source, shapes do not fit, a type is not a real floating one of 16 bits or more,
+            devices differ, or epsilon is negative.
 
     Example:
         >>> sources = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])
@@ -61,6 +63,8 @@ def attend_depth(
             f"attend_depth: query must be (queries, {shape[-1]}) for sources {tuple(shape)}, got {tuple(query.shape)}. "
             "Give one row for each mean."
         )
+    if not 0 <= epsilon < math.inf:
+        raise UsageError(f"attend_depth: epsilon must be in [0, inf), got {epsilon}. 1e-6 is usual.")
     query = query.to(_require_type("attend_depth", "query", query, sources[0], kinds))
     return differentiable_attend(query, sources, float(epsilon), float(factor), normalise)
 
@@ -107,13 +111,17 @@ def sum_depth(weights: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def _require_sources(name: str, sources: Sequence[Tensor]) -> set[torch.dtype]:
     """Return the types of the sources."""
-    if isinstance(sources, Tensor):
+    if isinstance(sources, Tensor) or not hasattr(sources, "__len__"):
+        came = f"one of {tuple(sources.shape)}" if isinstance(sources, Tensor) else type(sources).__name__
         raise UsageError(
-            f"{name}: sources must be a list of tensors, one for each layer, got one of {tuple(sources.shape)}. Give "
-            "what the layers returned, as a list."
+            f"{name}: sources must be a list of tensors, one for each layer, got {came}. Give what the layers "
+            "returned, as a list."
         )
     if not len(sources):
         raise UsageError(f"{name}: sources must be at least one tensor, got none. Give what the layers returned.")
+    if not all(isinstance(x, Tensor) for x in sources):
+        came = ", ".join(sorted({type(x).__name__ for x in sources if not isinstance(x, Tensor)}))
+        raise UsageError(f"{name}: sources must be tensors, got {came} among them. Give what the layers returned.")
     shape, device = sources[0].shape, sources[0].device
     if any(x.shape != shape or x.device != device for x in sources) or not shape or not shape[-1]:
         came = sorted({f"{tuple(x.shape)} on {x.device}" for x in sources})
@@ -122,14 +130,16 @@ def _require_sources(name: str, sources: Sequence[Tensor]) -> set[torch.dtype]:
         )
     kinds = {x.dtype for x in sources}
     for kind in kinds:
-        if not kind.is_floating_point:
-            raise UsageError(f"{name}: sources must be of real floating point, got {kind}. Convert them first.")
+        if not kind.is_floating_point or kind.itemsize < 2:
+            raise UsageError(
+                f"{name}: sources must be of real floating point, of 16 bits or more, got {kind}. Convert them first."
+            )
     return kinds
 
 
 def _require_type(name: str, what: str, x: Tensor, source: Tensor, kinds: set[torch.dtype]) -> torch.dtype:
     """Return the type to compute in."""
-    if not x.is_floating_point() or x.device != source.device:
+    if not x.is_floating_point() or x.dtype.itemsize < 2 or x.device != source.device:
         raise UsageError(
             f"{name}: {what} must be of real floating point, on {source.device} as the sources are, got {x.dtype} "
             f"on {x.device}. Convert it first."
