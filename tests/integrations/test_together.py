@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ import levada
 from levada.watching import WATCHED
 
 STEPS, TRAINERS = 4, ("accelerate", "huggingface", "lightning")
-OPTIONS = {"every": 1, "max_overhead": 1e9}
+OPTIONS = {"every": 1, "max_overhead": math.inf}
 
 
 def network():

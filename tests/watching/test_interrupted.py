@@ -120,8 +120,11 @@ def test_at_any_line_of_a_watch_nothing_stays(part):
                     train(model, optimizer, data(5))
             finally:
                 sys.settrace(before)
-        return model, optimizer, lines[0]
+        learning = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)  # for those that come behind, whatever is found
+        return model, optimizer, learning, lines[0]
 
     *_, total = run(-1)
-    model, optimizer, _ = run(1 + (2 * part + 1) * total // 48)
+    model, optimizer, learning, _ = run(1 + (2 * part + 1) * total // 48)
+    assert learning, "gradients are off for the rest of the process"
     nothing_left(model, optimizer)

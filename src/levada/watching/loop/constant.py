@@ -132,8 +132,7 @@ def _read(root: Tensor) -> tuple[Any, Tensor, Tensor, int] | None:
     given, target = (one.data for one in saved)  # type: ignore[union-attr]
     if type(given) is not Tensor or type(target) is not Tensor or not target.numel():
         return None
-    with torch.no_grad():
-        found = _classes(node, given, target) if node.name() in _CLASSES else _numbers(given, target)
+    found = _classes(node, given, target) if node.name() in _CLASSES else _numbers(given, target)
     return None if found is None else (*found, target.shape[0] if target.dim() else 1)
 
 
@@ -150,6 +149,7 @@ def _origin(root: Tensor) -> Any:
     return node
 
 
+@torch.no_grad()
 def _classes(node: Any, logs: Tensor, target: Tensor) -> tuple[Any, Tensor, Tensor] | None:
     if logs.dim() < 2 or node._saved_weight is not None or logs.shape[1] > _MOST:
         return None
@@ -164,6 +164,7 @@ def _classes(node: Any, logs: Tensor, target: Tensor) -> tuple[Any, Tensor, Tens
     return ("classes", logs.shape[1], logs.device), counts, -picked.sum(dtype=wide) / counts.sum()
 
 
+@torch.no_grad()
 def _numbers(given: Tensor, target: Tensor) -> tuple[Any, Tensor, Tensor] | None:
     each = target.numel() // target.shape[0] if target.dim() else _MOST
     if given.shape != target.shape or 3 * each > _MOST or not target.is_floating_point():

@@ -199,19 +199,19 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64  # the square of a mask is no float32
 
 
+@torch.no_grad()
 def _compared(tensor: Tensor) -> Compared:
     """Return whether all rows of a tensor are the same one, and whether the first is one number."""
-    with torch.no_grad():
-        if not tensor.dim() or tensor.shape[0] < 2 or not tensor.numel():
-            yes = torch.ones((), dtype=torch.bool)
-            return yes, yes, tensor.shape, tensor.dtype
-        first = tensor[0]
-        flat = (first == first.flatten()[:1]).all() if tensor.dim() > 1 else torch.ones_like(first, dtype=torch.bool)
-        if tensor.device.type == "cpu" and not torch.equal(first, tensor[-1]):  # nothing waits, and most end here
-            return torch.zeros((), dtype=torch.bool), flat, tensor.shape, tensor.dtype
-        parts = torch.split(tensor, max(1, _AT_ONCE // first.numel()))
-        same = torch.stack([(part == first).all() for part in parts]).all()
-        return same, flat, tensor.shape, tensor.dtype
+    if not tensor.dim() or tensor.shape[0] < 2 or not tensor.numel():
+        yes = torch.ones((), dtype=torch.bool)
+        return yes, yes, tensor.shape, tensor.dtype
+    first = tensor[0]
+    flat = (first == first.flatten()[:1]).all() if tensor.dim() > 1 else torch.ones_like(first, dtype=torch.bool)
+    if tensor.device.type == "cpu" and not torch.equal(first, tensor[-1]):  # nothing waits, and most end here
+        return torch.zeros((), dtype=torch.bool), flat, tensor.shape, tensor.dtype
+    parts = torch.split(tensor, max(1, _AT_ONCE // first.numel()))
+    same = torch.stack([(part == first).all() for part in parts]).all()
+    return same, flat, tensor.shape, tensor.dtype
 
 
 def _told(seen: list[Compared], targets: int | None) -> Tensor | None:
