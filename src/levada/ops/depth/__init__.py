@@ -124,9 +124,9 @@ def _require_sources(name: str, sources: Sequence[Tensor]) -> set[torch.dtype]:
         raise UsageError(f"{name}: sources must be tensors, got {came} among them. Give what the layers returned.")
     shape, device = sources[0].shape, sources[0].device
     if any(x.shape != shape or x.device != device for x in sources) or not shape or not shape[-1]:
-        came = sorted({f"{tuple(x.shape)} on {x.device}" for x in sources})
+        came = ", ".join(sorted({f"{tuple(x.shape)} on {x.device}" for x in sources}))
         raise UsageError(
-            f"{name}: sources must be of one shape (..., dim) and on one device, got {', '.join(came)}. Reshape them."
+            f"{name}: sources must be of one shape (..., dim) and on one device, got {came}. Reshape them."
         )
     kinds = {x.dtype for x in sources}
     for kind in kinds:
