@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from levada.probe import Trace as Trace
     from levada.runs import Run as Run
     from levada.sharding import shard_connections as shard_connections
+    from levada.sharding import stacked_placement as stacked_placement
     from levada.stack import Stack as Stack
     from levada.study import Claim as Claim
     from levada.study import Study as Study
@@ -101,7 +102,7 @@ _NAMES = {
     "levada.grouping": ("parameter_groups",),
     "levada.probe": ("Probe", "Trace"),
     "levada.runs": ("Run",),
-    "levada.sharding": ("shard_connections",),
+    "levada.sharding": ("shard_connections", "stacked_placement"),
     "levada.study": ("Claim", "Study"),
     "levada.supervision": ("Supervision",),
     "levada.watching.watch": ("watch",),

@@ -56,7 +56,7 @@ def parameter_groups(
     require_at_least("parameter_groups", "weight_decay", weight_decay, 0.0)
     if optimizer not in ("adamw", "muon"):
         raise UsageError(f"parameter_groups: optimizer must be 'adamw' or 'muon', got {optimizer!r}.")
-    with as_layers(model) as by_layer:
+    with as_layers(model, sharded=True, written=False) as by_layer:
         stacked = {own: whole for whole, layers in by_layer.items() for own in layers}
         wholes, kinds = set(by_layer), {stacked.get(p, p): kind for p, kind in _kinds(model).items()}
     if not kinds:

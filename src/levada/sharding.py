@@ -1,18 +1,23 @@
-"""Connections under sharded training: what they multiply the streams by stays in float32."""
+"""Sharded training: connections whose parameters stay float32, and stacked layers of which each process has a part."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from levada._errors import UsageError
 from levada.connection import Connection, Layer
 from levada.stack import Stack
-from levada.stacking import require_by_layer
+from levada.stacking import StackedParameters
 
-__all__ = ["shard_connections"]
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Shard
+
+__all__ = ["connection_units", "shard_connections", "stacked_placement"]
 
 
 def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
@@ -22,19 +27,19 @@ def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
     also those of the connections in it: coefficients, whose errors multiply over depth, would be made of eight bits.
     Call this first, then `fully_shard` on layers and model with any policy. The streams are then what the policy says,
     and the coefficients are made of float32 parameters, in float32. In a `Stack` that compiles its layers, parameters
-    are gathered before what is compiled, and freed after it.
+    are gathered before what is compiled, and freed after it. In a stacked `Stack` the connections of all layers are
+    one unit; call `fully_shard` on the stack then, not on its layers, which have no parameters of their own.
 
     Args:
         model: a model with layers of levada, or a converted one.
         options: go to `torch.distributed.fsdp.fully_shard`, such as `mesh`; `mp_policy`, if given, replaces the one
-            that keeps the parameters as they are.
+            that keeps the parameters as they are, and `shard_placement_fn` the one of `stacked_placement`.
 
     Returns:
         The model. Connections without parameters are left to the units around them.
 
     Raises:
-        UsageError: if the model has no connection with parameters, or layers are sharded already, or hold their
-            parameters stacked.
+        UsageError: if the model has no connection with parameters, or layers are sharded already.
 
     Example:
         >>> import levada
@@ -50,12 +55,11 @@ def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    require_by_layer(model, "shard_connections")
     options = {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False), **options}
     layers = [module for module in model.modules() if isinstance(module, Layer)]
     inside = {layer.connection for layer in layers}
-    learned = [m for m in model.modules() if isinstance(m, Connection) and any(True for _ in m.parameters())]
-    if not learned:
+    learned, stacked = connection_units(model)
+    if not learned and not stacked:
         raise UsageError(
             f"shard_connections: the model must have connections with parameters, and {type(model).__name__} has none. "
             "Leave it out."
@@ -76,9 +80,65 @@ def shard_connections(model: nn.Module, **options: Any) -> nn.Module:
             inner.advance_compiled = functools.partial(layer.compiled, inner)
             register_fsdp_forward_method(inner, "advance_compiled")
             layer.compiled = _advance_compiled
+    if stacked:
+        placed = {"shard_placement_fn": stacked_placement(model, options.get("mesh")), **options}
+        for held in stacked:
+            fully_shard(held, **placed)
+            register_fsdp_forward_method(held, "run")
     for output in _outputs(model):
         fully_shard(output, **options)
     return model
+
+
+def connection_units(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return the connections that have parameters, and what holds those of stacked connections, one of each stack.
+
+    Args:
+        model: any module.
+    """
+    stacks = [m._modules.get("connection") for m in model.modules() if isinstance(m, StackedParameters)]
+    connections = [m for m in model.modules() if isinstance(m, Connection)]
+    one, many = (
+        [m for m in modules if m is not None and any(True for _ in m.parameters())] for modules in (connections, stacks)
+    )
+    return one, many
+
+
+def stacked_placement(model: nn.Module, mesh: DeviceMesh | None = None) -> Callable[[nn.Parameter], Shard | None]:
+    """Say how FSDP2 divides the tensors of stacked layers so that each process has a part of every layer.
+
+    By itself `fully_shard` cuts `[depth, ...]` along the depth: a process holds some layers whole, and to read them by
+    layer (`state_dict`, `load_state_dict`), all processes exchange them. With this, a layer's slice is cut as its own
+    parameter would be, along its first axis that the number of processes divides, and is read where it is. What has no
+    such axis, such as a scale, stays cut along the depth.
+
+    Args:
+        model: a model with stacked stacks; stack, initialise and move it before.
+        mesh: the processes, as `fully_shard` is given them; None for all.
+
+    Returns:
+        A function for `shard_placement_fn` of `fully_shard`.
+
+    Example:
+        >>> import levada
+        >>> net = levada.Stack([nn.Linear(8, 8) for _ in range(4)], levada.Residual, dim=8, stacked=True)
+        >>> def shard(net, mesh):  # in each process
+        ...     from torch.distributed.fsdp import fully_shard
+        ...     return fully_shard(net, mesh=mesh, shard_placement_fn=levada.stacked_placement(net, mesh))
+    """
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard
+
+    processes = dist.get_world_size() if mesh is None else mesh.size(mesh.ndim - 1)  # of two axes, the second cuts
+    stacks = [module for module in model.modules() if isinstance(module, StackedParameters)]
+    stacked = {parameter for stack in stacks for parameter in stack.parameters()}
+
+    def placement(parameter: nn.Parameter) -> Shard | None:
+        axes = range(1, parameter.dim()) if parameter in stacked and parameter.numel() else ()
+        axis = next((axis for axis in axes if parameter.shape[axis] % processes == 0), None)
+        return None if axis is None else Shard(axis)
+
+    return placement
 
 
 def _advance_compiled(connection: Any, *given: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from levada._errors import UsageError, require_at_least
 from levada.connection import Connection, Layer, Outputs, State, require_options
-from levada.stacking import StackedParameters, as_layers, run_recorded
+from levada.stacking import StackedParameters, after_loading, as_layers, before_loading, run_recorded
 
 __all__ = ["Extras", "Stack", "run_layers"]
 
@@ -97,8 +97,8 @@ class Stack(nn.Module):
         self.dim_out = connections[-1].dim_out
         self.layers = nn.ModuleList(Layer(c, b) for c, b in zip(connections, modules, strict=True))
         self.output = connections[-1].output(dim)
-        self.register_load_state_dict_pre_hook(_spread)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_gather)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(before_loading)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(after_loading)  # type: ignore[no-untyped-call]
         self.arrange(checkpoint=checkpoint, compile=compile, stacked=stacked)
 
     def arrange(
@@ -158,7 +158,7 @@ class Stack(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state by layer, whether the parameters are stacked or not."""
-        with as_layers(self):
+        with as_layers(self, sharded=True, written=False):
             return super().state_dict(*args, **kwargs)
 
     @property
@@ -189,7 +189,11 @@ class Stack(nn.Module):
         stacked = self._stacked
         if stacked is None:
             return run_layers(self.layers, state, self.segments, args, kwargs)
+        return stacked.around(self._run_stacked, stacked, state, args, kwargs)  # type: ignore[no-any-return]
 
+    def _run_stacked(
+        self, stacked: StackedParameters, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[State, Extras]:
         if not args and not kwargs:
             layers = [*self.layers]
 
@@ -202,20 +206,6 @@ class Stack(nn.Module):
                 return recorded, []
         with stacked.installed():
             return run_layers(self.layers, state, self.segments, args, kwargs)
-
-
-def _spread(stack: Stack, *_: Any) -> None:
-    """Give each layer its own parameters, for what loads by layer."""
-    stacked = stack._modules.pop("stacked", None)
-    if isinstance(stacked, StackedParameters):
-        stack.__dict__["_spread"] = stacked, stacked.spread()
-
-
-def _gather(stack: Stack, _: Any) -> None:
-    stacked, spread = stack.__dict__.pop("_spread", (None, None))
-    if stacked is not None:
-        stack._modules["stacked"] = stacked
-        stacked.gather(spread)
 
 
 def run_layers(

@@ -29,6 +29,9 @@ CASES = {
     "shards, kept gathered": Parallel("fsdp", reshard=False),
     "shards, checkpointed": Parallel("fsdp", checkpoint=True),
     "shards, compiled, checkpointed": Parallel("fsdp", compile=True, checkpoint=2),
+    "shards, stacked": Parallel("fsdp", stacked=True),
+    "shards, stacked, kept gathered": Parallel("fsdp", stacked=True, reshard=False),
+    "shards, stacked, checkpointed": Parallel("fsdp", stacked=True, checkpoint=2),
 }
 CONNECTIONS = {
     "residual": (levada.Residual, {}),
@@ -36,10 +39,14 @@ CONNECTIONS = {
 }
 
 
-def build(connection: str) -> Network:
+def build(connection: str, *, alike: bool = False) -> Network:
+    """A transformer, whose layers are of two kinds; or one whose layers are all alike, so that they can be stacked."""
     torch.manual_seed(0)
     kind, options = CONNECTIONS[connection]
     net = transformer(4, DIM, vocabulary=12, heads=2, connection=kind, **options).double()
+    if alike:
+        branches = [nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, DIM), nn.GELU()) for _ in range(4)]
+        net.stack = levada.Stack(branches, kind, dim=DIM, **options).double()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -64,7 +71,7 @@ def found(two_processes) -> dict:
 @pytest.mark.parametrize("connection", CONNECTIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_a_single_process(case, connection, found):
-    expected = gradients(build(connection), batch())
+    expected = gradients(build(connection, alike="stacked" in case), batch())
     torch.testing.assert_close(found[case, connection], expected, rtol=1e-10, atol=1e-13)
 
 
@@ -78,29 +85,46 @@ def test_what_is_gathered_and_reduced_is_what_it_costs(found):
     """All shapes are even, so that shards have no padding."""
     size = NetworkSize(4, DIM, 12, 5, heads=2)
     count = parameters(size)
-    for case, passes in (("shards", 2), ("shards, kept gathered", 1), ("shards, checkpointed", 2)):
+    for case, passes in (
+        ("shards", 2),
+        ("shards, kept gathered", 1),
+        ("shards, checkpointed", 2),
+    ):
         # Half of what is gathered was there before.
         assert found["gathers", case] / 2 == gather_bytes(count, 2, element=8, passes=passes), case
         assert found["reduces", case] / 2 == reduce_bytes(count, 2, sharded=True, element=8)
+    count = sum(p.numel() for p in build("residual", alike=True).parameters())
+    for case, passes in (("shards, stacked", 2), ("shards, stacked, kept gathered", 1)):
+        assert found["gathers", case] / 2 == gather_bytes(count, 2, element=8, passes=passes), case
+        assert found["reduces", case] / 2 == reduce_bytes(count, 2, sharded=True, element=8)
+    count = parameters(size)
     assert found["sums", "copies"] == reduce_bytes(count, 2, sharded=False, element=8)
 
 
 def test_layers_stem_and_head_are_units_of_their_own(found):
-    units = set(found["units"])
+    units = found["units"]
     layers = {f"stack.layers.{i}" for i in range(4)}
     assert units == {"", "stem", "head", "stack.output", *layers, *(f"{layer}.connection" for layer in layers)}
     assert found["tied units"].isdisjoint({"stem", "head"}), "shared weights stay in one unit"
 
 
-def test_gathering_in_bfloat16_leaves_coefficients_and_gradients_in_float32(found):
-    assert found["gathered"]["branch"] == [torch.bfloat16]
-    assert found["gathered"]["connection"] == [torch.float32]
-    assert found["gathered"]["gradients"] == [torch.float32]
+def test_of_a_stacked_stack_the_stack_is_a_unit_and_its_connections_another(found):
+    assert found["stacked units"] == {"", "stem", "head", "stack", "stack.output", "stack.stacked.connection"}
+    assert found["stacked groups"] == 2, "what decays, and what does not"
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.filterwarnings("ignore:Stack. stacked layers run one by one")
+@pytest.mark.parametrize("case", ["gathered", "gathered, stacked"])
+def test_gathering_in_bfloat16_leaves_coefficients_and_gradients_in_float32(case, found):
+    assert found[case]["branch"] == [torch.bfloat16]
+    assert found[case]["connection"] == [torch.float32]
+    assert found[case]["gradients"] == [torch.float32]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp, stacked", "ddp, stacked"])
 def test_a_model_on_the_meta_device_gets_the_first_processs_weights(kind, found):
-    torch.testing.assert_close(found["meta", kind], gradients(build("mhc"), batch()), rtol=1e-10, atol=1e-13)
+    expected = gradients(build("mhc", alike="stacked" in kind), batch())
+    torch.testing.assert_close(found["meta", kind], expected, rtol=1e-10, atol=1e-13)
 
 
 def test_one_process_gets_the_stack_arranged():
@@ -172,7 +196,14 @@ def spread(rank: int, folder: Path) -> None:
     half = batch().chunk(2)[rank]
 
     def whole(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in values.items()}
+        values = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in values.items()}
+        stacked = [name for name in values if ".stacked." in name]
+        layers = {
+            name.replace(".stacked.", f".layers.{i}."): layer
+            for name in stacked
+            for i, layer in enumerate(values[name])
+        }
+        return {name: value for name, value in values.items() if name not in stacked} | layers
 
     result: dict = {}
     for case, parallel in CASES.items():
@@ -180,7 +211,7 @@ def spread(rank: int, folder: Path) -> None:
             compiling = torch.compiler.set_stance("default", force_backend="aot_eager")
             with compiling if parallel.compile else contextlib.nullcontext():
                 torch._dynamo.utils.counters.clear()
-                net = parallelise(build(connection), mesh, parallel)
+                net = parallelise(build(connection, alike=parallel.stacked), mesh, parallel)
                 with (
                     Messages()
                     if connection == "residual" and not parallel.compile
@@ -193,18 +224,25 @@ def spread(rank: int, folder: Path) -> None:
                     result |= {("reduces", case): messages.bytes["_reduce_scatter_base_"]}
                     result |= {("sums", case): messages.bytes["allreduce_"]}
                 result["graphs", case, connection] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for kind in ("ddp", "fsdp"):
+    for kind in ("ddp", "fsdp", "fsdp, stacked", "ddp, stacked"):
+        asked = Parallel(kind.split(",")[0], stacked="stacked" in kind)
         with torch.device("meta"):
-            net = build("mhc")
-        weights = build("mhc").state_dict() if rank == 0 else {}
-        net = parallelise(net, mesh, Parallel(kind), weights=weights)
+            net = build("mhc", alike=asked.stacked)
+        weights = build("mhc", alike=asked.stacked).state_dict() if rank == 0 else {}
+        net = parallelise(net, mesh, asked, weights=weights)
         result["meta", kind] = whole(gradients(net, half))
-    result["units"] = [name for name, m in net.named_modules() if isinstance(m, FSDPModule)]
+        if asked.kind == "fsdp":
+            units = {name for name, m in net.named_modules() if isinstance(m, FSDPModule)}
+            result["stacked units" if asked.stacked else "units"] = units
+            result["stacked groups"] = len(levada.parameter_groups(net))
     tied = build("residual")
     tied.head[1].weight = tied.stem.token.weight
     tied = parallelise(tied, mesh, Parallel("fsdp"))
     result["tied units"] = {name for name, m in tied.named_modules() if isinstance(m, FSDPModule)}
     result["gathered"] = types(parallelise(build("mhc").float(), mesh, Parallel("fsdp", gather="bfloat16")), half)
+    stacked = build("mhc", alike=True).float()
+    stacked = parallelise(stacked, mesh, Parallel("fsdp", gather="bfloat16", stacked=True))
+    result["gathered, stacked"] = types(stacked, half)
     if rank == 0:
         torch.save(result, folder / "found.pt")
     dist.barrier()

@@ -19,7 +19,7 @@ from levada.training import evaluations, losses, read, resolve, train
 from levada.training.engine import WholeNetwork
 from levada.training.processes import Processes, SaidMeasurementError, SaidUsageError, meet
 
-KINDS = ("ddp", "fsdp", "pipeline")
+KINDS = ("ddp", "fsdp", "pipeline", "fsdp-stacked")
 TABLES = {
     "model": {"depth": 3, "dim": 8, "connection": "HyperConnection", "connection_options": {"streams": 2}},
     "data": {"batch_size": 16, "evaluated": 32},
@@ -30,12 +30,19 @@ TABLES = {
 }
 
 
+def alone_of(kind):
+    """Return how one process trains what several do: what an optimizer holds of stacked layers is stacked."""
+    return "none-stacked" if kind.endswith("stacked") else "none"
+
+
 def config(folder, kind, steps, watch="false", *changes):
+    kind, _, stacked = kind.partition("-")
     changes = [
         f"run.folder={folder}",
         f"parallel.kind={kind}",
         f"run.steps={steps}",
         f"watch.enabled={watch}",
+        f"parallel.stacked={'true' if stacked else 'false'}",
         *changes,
     ]
     if kind == "pipeline":
@@ -48,7 +55,7 @@ def alone(tmp_path_factory):
     """A run of one process, and the first part of it to be continued by two."""
     home = tmp_path_factory.mktemp("alone")
     for kind in KINDS:
-        train(config(home / f"part-{kind}", "none", 8))
+        train(config(home / f"part-{kind}", alone_of(kind), 8))
     return home, train(config(home / "whole", "none", 12))
 
 
@@ -92,7 +99,7 @@ def test_two_processes_continue_what_one_began(kind, alone, together):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_process_continues_what_two_began(kind, alone, together):
-    trained = train(config(together[0] / f"two-{kind}", "none", 12), resume=True)
+    trained = train(config(together[0] / f"two-{kind}", alone_of(kind), 12), resume=True)
     assert [(event["step"], event["processes"]) for event in trained.run.events("resumed")] == [(8, 1)]
     assert losses(trained.run) == pytest.approx(losses(alone[1].run), rel=1e-6)
     assert trained.held_out == pytest.approx(alone[1].held_out, rel=1e-6)

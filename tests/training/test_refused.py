@@ -91,7 +91,7 @@ def refused(capsys, words):
         ("parallel.kind=pipeline parallel.split=[1,1]", "stages must be the number of processes, 1, got 2."),
         ("parallel.stages=2", "stages belongs to kind='pipeline', and kind is 'none'. Leave it out."),
         ("parallel.stacked=true parallel.compile=true", "stacked cannot be together with compile. Leave one out."),
-        ("parallel.stacked=true parallel.kind=fsdp", "kind='fsdp', where each layer must hold its own parameters."),
+        ("parallel.stacked=true parallel.kind=pipeline", "kind='pipeline', where each layer must hold its own"),
         ("parallel.stacked=true model.connection=Reversible", "Pass recompute=False, or leave stacked out."),
         ("model.network=transformer", '"transformer" reads texts, and the others read examples of classes, got'),
         ("model.network=cifar_resnet", 'model.dim belongs to model.network "mlp" or "transformer", and that is "cifar'),

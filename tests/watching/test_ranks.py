@@ -35,6 +35,8 @@ EXACT = [
     "micro_steps",
     "compiled",
     "mhc",
+    "stacked",
+    "stacked, by depth",
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 
@@ -60,11 +62,11 @@ class Net(nn.Module):
         return x
 
 
-def build(case: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+def build(case: str, dtype: torch.dtype = torch.float64, *, stacked: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    if case == "mhc":
+    if case == "mhc" or "stacked" in case:
         branches = [nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, DIM), nn.ReLU()) for _ in range(3)]
-        net = levada.Stack(branches, levada.ManifoldHyperConnection, dim=DIM, iterations=5)
+        net = levada.Stack(branches, levada.ManifoldHyperConnection, dim=DIM, iterations=5, stacked=stacked)
     else:
         net = Net(checkpointed=case == "checkpointed", unused=case == "unused")
     return net.to(dtype)
@@ -221,9 +223,11 @@ def wrap(case: str, net: nn.Module, mesh) -> nn.Module:
     options = {"mesh": mesh}
     if case == "bfloat16":
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    if case == "mhc":
+    if case in ("mhc", "stacked"):
         levada.shard_connections(net, mesh=mesh)
-    for layer in net.layers:
+    if case == "stacked":
+        return fully_shard(net, **options, shard_placement_fn=levada.stacked_placement(net, mesh))
+    for layer in () if "stacked" in case else net.layers:
         if case == "compiled":
             layer.compile(backend="eager")
         fully_shard(layer, **options)
@@ -231,7 +235,7 @@ def wrap(case: str, net: nn.Module, mesh) -> nn.Module:
 
 
 def train(case: str, rank: int, mesh) -> tuple[list[str], list[dict]]:
-    net = build(case, torch.float32 if case == "bfloat16" else torch.float64)
+    net = build(case, torch.float32 if case == "bfloat16" else torch.float64, stacked="stacked" in case)
     if case != "wrapped_later":
         net = wrap(case, net, mesh)
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError
+from levada.stacking.alike import require_alike
+from levada.stacking.sharded import is_divided_by_depth, layers_of, stacked_as, write_layers
 
-__all__ = ["LayerParameters", "StackedParameters", "as_layers", "require_by_layer"]
+__all__ = ["LayerParameters", "StackedParameters"]
 
 
 @final
@@ -100,6 +102,15 @@ class _Held(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "cache": {}}
 
+    def run(self, function: Callable[..., Any], *given: Any) -> Any:
+        """Return what a function returns: a call that sharding may put something around.
+
+        Args:
+            function: is called.
+            given: its arguments.
+        """
+        return function(*given)
+
 
 @final
 class StackedParameters(_Held):
@@ -115,7 +126,7 @@ class StackedParameters(_Held):
     def __init__(self, layers: nn.ModuleList) -> None:
         super().__init__()
         trees = [dict(layer.named_modules()) for layer in layers]
-        _require_alike(trees)
+        require_alike(trees)
         self.owners: dict[tuple[str, str], list[nn.Module]] = {}  # by module and name: whose parameters they are
         for path, first in trees[0].items():
             if not first._parameters:
@@ -178,6 +189,16 @@ class StackedParameters(_Held):
         lock: threading._RLock = self.__dict__["cache"].setdefault("lock", threading.RLock())
         return lock
 
+    def around(self, function: Callable[..., Any], *given: Any) -> Any:
+        """Call a function while the connections' parameters are whole, where they are sharded apart from the others.
+
+        Args:
+            function: is called.
+            given: its arguments.
+        """
+        connections: Any = self._modules.get("connection")
+        return function(*given) if connections is None else connections.run(function, *given)
+
     @contextlib.contextmanager
     def installed(self, parameters: Sequence[Tensor] | None = None) -> Iterator[None]:
         """Let layers find slices that were made at once: their gradients are put together at once too.
@@ -205,20 +226,28 @@ class StackedParameters(_Held):
                 for table, name in tables:
                     table.install(name, None)
 
-    def spread(self) -> dict[tuple[str, str], list[nn.Parameter]]:
+    def spread(self, *, sharded: bool = False) -> dict[tuple[str, str], list[nn.Parameter]]:
         """Give the layers parameters of their own that share the stacked memory, gradients included.
+
+        Of tensors of which each process holds some layers whole, they are copies without gradients, for which all
+        processes must call this.
+
+        Args:
+            sharded: whether tensors may be divided among processes, since nothing is computed with what is spread.
 
         Returns:
             The layers' parameters, by module and name.
 
         Raises:
-            UsageError: if the stacked memory is divided among processes.
+            UsageError: if they are, and must not be.
         """
-        _require_whole(self.each())
+        self.state_dict()  # asks sharding, in the midst of a pass, for what is stored
+        if not sharded:
+            _require_whole(self.each())
         spread = {}
         for key, stacked in self.each():
-            gradients = itertools.repeat(None) if stacked.grad is None else stacked.grad.unbind(0)
-            spread[key] = [nn.Parameter(value, stacked.requires_grad) for value in stacked.detach().unbind(0)]
+            values, gradients = _apart(stacked)
+            spread[key] = [nn.Parameter(value, stacked.requires_grad) for value in values]
             for parameter, gradient in zip(spread[key], gradients, strict=False):
                 parameter.grad = gradient
         for (path, name), modules in self.owners.items():
@@ -230,23 +259,40 @@ class StackedParameters(_Held):
         self._guard(held=False)
         return spread
 
-    def gather(self, spread: Mapping[tuple[str, str], list[nn.Parameter]]) -> None:
+    def gather(self, spread: Mapping[tuple[str, str], list[nn.Parameter]], *, written: bool = True) -> None:
         """Undo `spread`: take over what was replaced meanwhile, and the gradients.
 
         Args:
             spread: what it returned.
+            written: whether values may have been written into copies; all processes must call this then.
 
         Raises:
             UsageError: if what the layers have now is not alike.
         """
-        for (path, name), before in spread.items():
-            modules, held = self.owners[path, name], self.of(path, name)
-            own: list[Any] = [module._parameters[name] for module in modules]
-            if any(new is not old for new, old in zip(own, before, strict=True)):
-                self.get_submodule(path)._parameters[name] = _stacked(own)
-            elif held is not None:
-                held.requires_grad_(own[0].requires_grad)
-                _take_gradients(held, own)
+        replaced: dict[tuple[str, str], nn.Parameter] = {}
+        try:
+            for (path, name), before in spread.items():
+                held = self.of(path, name)
+                own: list[Any] = [module._parameters[name] for module in self.owners[path, name]]
+                divided = hasattr(held, "placements")
+                if any(new is not old for new, old in zip(own, before, strict=True)):
+                    made = nn.Parameter(stacked_as(held, own), own[0].requires_grad) if divided else _stacked(own)
+                    replaced[path, name] = made
+                elif held is not None:
+                    held.requires_grad_(own[0].requires_grad)
+                    if not divided:
+                        _take_gradients(held, own)
+                    elif written and is_divided_by_depth(held):
+                        write_layers(held, own)
+        finally:  # what is not alike is refused, and the stack stays one
+            self._hold()
+        for (path, name), made in replaced.items():
+            self.get_submodule(path)._parameters[name] = made
+        if any(hasattr(made, "placements") for made in replaced.values()):
+            self.load_state_dict({}, strict=False)  # tells sharding to look at what it holds again
+
+    def _hold(self) -> None:
+        """Let the layers find their parameters here."""
         for path in dict.fromkeys(path for path, _ in self.owners):
             container = self.get_submodule(path)
             for i, module in enumerate(self.owners[path, next(iter(container._parameters))]):
@@ -254,14 +300,22 @@ class StackedParameters(_Held):
         self._guard(held=True)
 
 
+def _apart(stacked: nn.Parameter) -> tuple[Iterable[Tensor], Iterable[Tensor | None]]:
+    """Return the layers of a stacked tensor, and of its gradient."""
+    gradient = stacked.grad
+    if not hasattr(stacked, "placements"):
+        return stacked.detach().unbind(0), itertools.repeat(None) if gradient is None else gradient.unbind(0)
+    without = gradient is None or is_divided_by_depth(stacked)
+    return layers_of(stacked), itertools.repeat(None) if without else layers_of(gradient)
+
+
 def _require_whole(each: Iterable[tuple[tuple[str, str], nn.Parameter]]) -> None:
-    """Raise if processes hold some layers each, as `fully_shard` divides a tensor along its first axis."""
+    """Raise if each process holds a part, where layers are to compute, or to keep what they are given."""
     for (path, name), stacked in each:
         if any(placement.is_shard() for placement in getattr(stacked, "placements", ())):
             raise UsageError(
-                "Stack: a layer's parameters can be had where they are whole, and sharding has divided the stacked "
-                f"{path}.{name} {tuple(stacked.shape)} among processes: it trains, but is not stored or looked at by "
-                "layer. Call arrange(stacked=False) before fully_shard."
+                f"Stack: sharding has divided the stacked {path}.{name} {tuple(stacked.shape)} among processes, where "
+                "each layer must hold its own parameters, whole. Call arrange(stacked=False) before fully_shard."
             )
 
 
@@ -292,107 +346,3 @@ def _take_gradients(stacked: nn.Parameter, own: Sequence[nn.Parameter]) -> None:
     stacked.grad = torch.stack(
         [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, own, strict=True)]
     ).detach()
-
-
-def _require_alike(trees: Sequence[Mapping[str, nn.Module]]) -> None:
-    """Raise unless the layers' parameters can be stacked, and nothing else uses them."""
-    kinds = [
-        {
-            f"{path}.{name}": None if p is None else _kind(p)
-            for path, module in tree.items()
-            for name, p in module._parameters.items()
-        }
-        for tree in trees
-    ]
-    if not any(kinds[0].values()):
-        raise UsageError("Stack: stacked needs layers with parameters, and these have none. Leave stacked out.")
-    for i, kind in enumerate(kinds):
-        if kind != kinds[0]:
-            name = next(n for n in {**kinds[0], **kind} if kind.get(n) != kinds[0].get(n))
-            raise UsageError(
-                f"Stack: stacked needs layers whose parameters are alike, but {name!r} is "
-                f"{_told(kinds[0].get(name))} in layer 0 and {_told(kind.get(name))} in layer {i}. Leave stacked out."
-            )
-    for name, first in kinds[0].items():
-        if first is not None and first[-1] is not nn.Parameter:
-            raise UsageError(
-                f"Stack: stacked needs plain parameters, but {name!r} is a {first[-1].__name__}. Initialise lazy "
-                "modules before; shard or quantise a stack that is not stacked."
-            )
-    seen: set[int] = set()
-    for i, tree in enumerate(trees):
-        for path, module in tree.items():
-            for name, parameter in module._parameters.items():
-                if id(parameter) in seen:
-                    raise UsageError(
-                        f"Stack: stacked needs layers that share no parameter, but '{path}.{name}' of layer {i} is "
-                        "used before. Leave stacked out: a shared parameter is one tensor already."
-                    )
-                if parameter is not None:
-                    seen.add(id(parameter))
-    for path, module in trees[0].items():
-        for attribute, value in module.__dict__.items():
-            if attribute != "_parameters" and any(id(item) in seen for item in _items(value)):
-                raise UsageError(
-                    f"Stack: stacked needs parameters that are read by their names alone, but {path!r} "
-                    f"({type(module).__name__}) holds them in {attribute!r} too. Leave stacked out."
-                )
-
-
-def _kind(p: nn.Parameter) -> tuple[Any, ...]:
-    shape = () if nn.parameter.is_lazy(p) else tuple(p.shape)
-    return shape, p.dtype, p.device, p.requires_grad, type(p)
-
-
-def _told(kind: Any) -> str:
-    return "missing" if kind is None else f"{kind[0]} of {kind[1]}" + ("" if kind[3] else ", frozen")
-
-
-def _items(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _items(item)
-    else:
-        yield value
-
-
-def require_by_layer(model: nn.Module, owner: str) -> None:
-    """Raise if a model has stacked layers, where each must hold its own parameters.
-
-    Args:
-        model: any module.
-        owner: function that asks, as the user typed it.
-
-    Raises:
-        UsageError: if it has.
-    """
-    if any(isinstance(module, StackedParameters) for module in model.modules()):
-        raise UsageError(
-            f"{owner}: every layer must hold its own parameters, and a Stack of {type(model).__name__} holds them "
-            "stacked. Call arrange(stacked=False) on it before."
-        )
-
-
-@contextlib.contextmanager
-def as_layers(model: nn.Module) -> Iterator[dict[nn.Parameter, list[nn.Parameter]]]:
-    """Run the inside with every stacked stack of a model as a plain one, its parameters by layer in the same memory.
-
-    Args:
-        model: any module.
-
-    Returns:
-        The layers' parameters, by the stacked one.
-    """
-    stacks = [m for m in model.modules() if isinstance(m._modules.get("stacked"), StackedParameters)]
-    held: list[tuple[nn.Module, StackedParameters, dict[tuple[str, str], list[nn.Parameter]]]] = []
-    try:
-        for stack in stacks:
-            stacked: Any = stack._modules.pop("stacked")
-            held.append((stack, stacked, stacked.spread()))
-        yield {p: spread[key] for _, stacked, spread in held for key, p in stacked.each()}
-    finally:
-        for stack, stacked, spread in reversed(held):
-            stacked.gather(spread)
-            stack._modules["stacked"] = stacked

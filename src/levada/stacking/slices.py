@@ -9,6 +9,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from levada.stacking.parameters import LayerParameters, StackedParameters
+from levada.stacking.sharded import part_of, parts_of
 
 __all__ = ["LayerSlice", "parameters_of", "whole_of"]
 
@@ -17,16 +18,24 @@ __all__ = ["LayerSlice", "parameters_of", "whole_of"]
 class LayerSlice(nn.Parameter):
     """A layer's part of a stacked parameter, in the same memory. It is to be read: its gradient is the stacked one's.
 
+    Where the stacked one is divided among processes, it is what this process has of the layer, if anything, and has
+    `device_mesh` and `placements` as the stacked one does.
+
     Attributes:
         layer: index of the layer.
+        whole: number of elements of the layer in all processes.
     """
 
     layer: int
+    whole: int
 
     def __new__(cls, source: nn.Parameter, value: Tensor, layer: int) -> LayerSlice:
         """Return the slice; `value` is its memory."""
         made: LayerSlice = super().__new__(cls, value, source.requires_grad)
         made._source, made.layer = weakref.ref(source), layer  # type: ignore[attr-defined]
+        made.whole = source.numel() // len(source)
+        if hasattr(source, "placements"):
+            made.device_mesh, made.placements = source.device_mesh, source.placements  # type: ignore[attr-defined]
         return made
 
     @property
@@ -38,7 +47,9 @@ class LayerSlice(nn.Parameter):
     def grad(self) -> Tensor | None:  # type: ignore[override]
         """The layer's part of the stacked gradient."""
         source = self.source
-        return None if source is None or source.grad is None else source.grad[self.layer]
+        if source is None or source.grad is None:
+            return None
+        return part_of(source.grad, self.layer) if hasattr(source.grad, "placements") else source.grad[self.layer]
 
 
 def parameters_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
@@ -76,11 +87,14 @@ def _slices(table: LayerParameters) -> Iterator[tuple[str, LayerSlice]]:
         stacked: Any = table.source._parameters[name]
         if stacked is None:
             continue
-        key = id(stacked), stacked.untyped_storage()._cdata, stacked.requires_grad
-        if name not in cache or cache[name][0] != key:
-            values = stacked.detach().unbind(0)
-            cache[name] = key, [LayerSlice(stacked, value, i) for i, value in enumerate(values)]
-        yield name, cache[name][1][table.layer]
+        divided = hasattr(stacked, "placements")
+        memory = stacked.to_local() if divided else stacked
+        key = id(stacked), memory.untyped_storage()._cdata, stacked.requires_grad
+        place = name, divided  # sharding puts another tensor there for a pass
+        if place not in cache or cache[place][0] != key:
+            values = parts_of(stacked) if divided else stacked.detach().unbind(0)
+            cache[place] = key, [LayerSlice(stacked, value, i) for i, value in enumerate(values)]
+        yield name, cache[place][1][table.layer]
 
 
 def whole_of(values: Sequence[Tensor]) -> Tensor | None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError
-from levada.connection import Connection, Layer, require_module
+from levada.connection import Layer, require_module
 from levada.networks import Network
-from levada.sharding import shard_connections
+from levada.sharding import connection_units, shard_connections, stacked_placement
 from levada.stack import Stack
-from levada.stacking import require_by_layer
+from levada.stacking import as_layers
 from levada.training.spread import Parallel
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def materialise(model: nn.Module, weights: Mapping[str, Tensor], *, device: str 
         model.load_state_dict(weights)
         return model
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
-    set_model_state_dict(model, dict(weights), options=options)
+    with as_layers(model, sharded=True):
+        set_model_state_dict(model, dict(weights), options=options)
     return model
 
 
@@ -189,7 +190,6 @@ def _arrange(model: nn.Module, parallel: Parallel) -> None:
 def _shard(model: nn.Module, mesh: DeviceMesh, parallel: Parallel) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    require_by_layer(model, "parallelise")
     layers = [module for module in model.modules() if isinstance(module, Layer)]
     if not layers:
         raise UsageError(
@@ -197,11 +197,16 @@ def _shard(model: nn.Module, mesh: DeviceMesh, parallel: Parallel) -> None:
             "it as a Stack, or shard it with torch.distributed.fsdp.fully_shard."
         )
     options: dict[str, Any] = {"mesh": mesh}
-    if any(isinstance(module, Connection) and [*module.parameters()] for module in model.modules()):
+    stacks = [m for m in model.modules() if isinstance(m, Stack) and "stacked" in m._modules]
+    if stacks:
+        options["shard_placement_fn"] = stacked_placement(model, mesh)
+    if any(connection_units(model)):
         shard_connections(model, **options, reshard_after_forward=parallel.reshard)
     if parallel.gather != "float32":
         options["mp_policy"] = MixedPrecisionPolicy(getattr(torch, parallel.gather), torch.float32)
-    for unit in (*layers, *_ends(model)):
+    inside = {layer for stack in stacks for layer in stack}  # which have no parameters of their own
+    units = [*(m for m in layers if m not in inside), *(m for m in stacks if m is not model), *_ends(model)]
+    for unit in units:
         fully_shard(unit, **options, reshard_after_forward=parallel.reshard)
     fully_shard(model, **options)
 

@@ -40,7 +40,7 @@ class Parallel:
         checkpoint: as in `Stack`, for a stack that was built without; in a pipeline, segments of each stage.
         compile: compile one layer and use it for all, as in `Stack`.
         stacked: hold the parameters of alike layers as one tensor of each kind, as in `Stack`, once they are
-            initialised; with `"none"` and `"ddp"`.
+            initialised; not in a pipeline. Under `"fsdp"` all layers of a stack are one unit, gathered together.
         gather: the type in which parameters are gathered and branches compute under `"fsdp"`. The connections' own
             stay float32 (`levada.shard_connections`), and gradients are reduced in float32.
         reshard: let go of a layer's gathered parameters after its forward pass, and gather them again in the backward
@@ -81,7 +81,7 @@ class Parallel:
         object.__setattr__(self, "split", tuple(self.split))  # a configuration file has lists
         for layers in self.split:
             require_at_least("Parallel", "split, in each stage,", layers, 1)
-        if self.stacked and (self.compile or self.kind not in ("none", "ddp")):
+        if self.stacked and (self.compile or self.kind == "pipeline"):
             came = "compile" if self.compile else f"kind={self.kind!r}, where each layer must hold its own parameters"
             raise UsageError(f"Parallel: stacked cannot be together with {came}. Leave one out.")
         for field in fields(self):

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from levada._errors import require_at_least
 from levada.probe.squares import sums_of_squares
+from levada.stacking import LayerSlice
 from levada.watching.measure.listed import Listed
 from levada.watching.measure.stacked import Stacked, Stacks
 
@@ -242,7 +243,8 @@ class ParameterNorms:
         room, chosen = self.copy_bytes, dict[int, Tensor]()
         for i in [i for i in trained if i >= self._turn] + [i for i in trained if i < self._turn]:
             whole = self.parameters[i]
-            room -= math.ceil(whole.numel() / _shards(whole)) * whole.element_size()
+            size = whole.whole if isinstance(whole, LayerSlice) else whole.numel()
+            room -= math.ceil(size / _shards(whole)) * whole.element_size()
             if self.copy_bytes == 0 or (room < 0 and chosen):
                 self._turn = i
                 break
@@ -297,9 +299,11 @@ def _sum_of_squares(values: list[Tensor]) -> Tensor:
 
 
 def is_sharded(value: Tensor) -> bool:
-    """Return whether a tensor is a DTensor."""
+    """Return whether a tensor is a DTensor, or what one process has of a layer in it."""
     if type(value) in _PLAIN:  # `isinstance` is slow on tensors
         return False
+    if type(value) is LayerSlice:
+        return hasattr(value, "placements")
     module = sys.modules.get("torch.distributed.tensor")  # if nothing has imported it, there are none
     return module is not None and isinstance(value, module.DTensor)
 
@@ -323,7 +327,7 @@ def _local(value: Tensor) -> Tensor | None:
         distributed: Any = value
         if any(placement.is_partial() for placement in distributed.placements):
             return None
-        value = distributed.to_local()
+        value = value if type(value) is LayerSlice else distributed.to_local()
     if hasattr(value, "__tensor_flatten__"):  # quantised weights and the like, whose numbers only their class knows
         return None
     value = value.detach()

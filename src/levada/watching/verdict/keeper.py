@@ -263,7 +263,10 @@ class Keeper:
 
     def _state(self, model: nn.Module, values: dict[str, Any], missing: dict[str, str]) -> None:
         """Add weights and optimizer state, where they are finite and below the cap."""
-        weights = {plain_name(name): t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+        # Sharded ones are no more than named: they are not kept, and a state_dict may wait for the other processes.
+        sharded = any(hasattr(p, "placements") for p in model.parameters())
+        named = model.named_parameters() if sharded else model.state_dict().items()
+        weights = {plain_name(name): t for name, t in named if isinstance(t, Tensor)}
         broken = broken_parameters(model)
         # A single broken one is the fault, and is kept; if all are, an update has spread it.
         if broken and len(broken) == sum(1 for _ in model.parameters()):
