@@ -158,7 +158,7 @@ class Stack(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state by layer, whether the parameters are stacked or not."""
-        with as_layers(self, sharded=True, written=False):
+        with as_layers(self, sharded=True, copied=True, written=False):
             return super().state_dict(*args, **kwargs)
 
     @property

@@ -36,9 +36,9 @@ def before_loading(stack: nn.Module, state: dict[str, Any], prefix: str, *_: Any
     del stack._modules["stacked"]
     for name, own in stack.named_parameters():
         value = state.get(prefix + name)
-        whole = isinstance(value, Tensor) and not hasattr(value, "placements")
-        if whole and hasattr(own, "placements") and value.shape == own.shape:  # of others PyTorch tells
-            state[prefix + name] = divided_as(own, value)
+        if isinstance(value, Tensor) and hasattr(own, "placements") and not hasattr(value, "placements"):
+            # PyTorch tells of another shape.
+            state[prefix + name] = divided_as(own, value) if value.shape == own.shape else value
 
 
 def after_loading(stack: nn.Module, *_: Any) -> None:
@@ -72,13 +72,14 @@ def require_by_layer(model: nn.Module, owner: str) -> None:
 
 @contextlib.contextmanager
 def as_layers(
-    model: nn.Module, *, sharded: bool = False, written: bool = True
+    model: nn.Module, *, sharded: bool = False, copied: bool = False, written: bool = True
 ) -> Iterator[dict[nn.Parameter, list[nn.Parameter]]]:
     """Run the inside with every stacked stack of a model as a plain one, its parameters by layer in the same memory.
 
     Args:
         model: any module.
         sharded: as in `StackedParameters.spread`.
+        copied: as there.
         written: as in `StackedParameters.gather`.
 
     Returns:
@@ -89,7 +90,7 @@ def as_layers(
     try:
         for stack in stacks:
             stacked: Any = stack._modules["stacked"]
-            spread = stacked.spread(sharded=sharded)
+            spread = stacked.spread(sharded=sharded, copied=copied)
             del stack._modules["stacked"]
             held.append((stack, stacked, spread))
         yield {p: spread[key] for _, stacked, spread in held for key, p in stacked.each()}

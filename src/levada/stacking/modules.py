@@ -74,6 +74,8 @@ class Modules:
                 return OTHERS
             return _difference(self._open)
         self._known = None
+        if any(name not in kind.states[0] for kind in self.kinds for name in kind.names):
+            return OTHERS  # somebody had put an attribute there, as a watch does for a pass
         self._tables = [state["_buffers"] for state in self.states]
         kept = all(map(operator.is_, map(_read_parameters, self.states), self.parameters))
         if not kept or _names(self._tables) != self.names or self.classes.changed():

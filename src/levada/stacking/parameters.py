@@ -226,7 +226,7 @@ class StackedParameters(_Held):
                 for table, name in tables:
                     table.install(name, None)
 
-    def spread(self, *, sharded: bool = False) -> dict[tuple[str, str], list[nn.Parameter]]:
+    def spread(self, *, sharded: bool = False, copied: bool = False) -> dict[tuple[str, str], list[nn.Parameter]]:
         """Give the layers parameters of their own that share the stacked memory, gradients included.
 
         Of tensors of which each process holds some layers whole, they are copies without gradients, for which all
@@ -234,6 +234,7 @@ class StackedParameters(_Held):
 
         Args:
             sharded: whether tensors may be divided among processes, since nothing is computed with what is spread.
+            copied: whether layers of these get memory of their own.
 
         Returns:
             The layers' parameters, by module and name.
@@ -246,7 +247,7 @@ class StackedParameters(_Held):
             _require_whole(self.each())
         spread = {}
         for key, stacked in self.each():
-            values, gradients = _apart(stacked)
+            values, gradients = _apart(stacked, copied)
             spread[key] = [nn.Parameter(value, stacked.requires_grad) for value in values]
             for parameter, gradient in zip(spread[key], gradients, strict=False):
                 parameter.grad = gradient
@@ -300,13 +301,13 @@ class StackedParameters(_Held):
         self._guard(held=True)
 
 
-def _apart(stacked: nn.Parameter) -> tuple[Iterable[Tensor], Iterable[Tensor | None]]:
+def _apart(stacked: nn.Parameter, copied: bool) -> tuple[Iterable[Tensor], Iterable[Tensor | None]]:
     """Return the layers of a stacked tensor, and of its gradient."""
     gradient = stacked.grad
     if not hasattr(stacked, "placements"):
         return stacked.detach().unbind(0), itertools.repeat(None) if gradient is None else gradient.unbind(0)
-    without = gradient is None or is_divided_by_depth(stacked)
-    return layers_of(stacked), itertools.repeat(None) if without else layers_of(gradient)
+    without = gradient is None or copied or is_divided_by_depth(stacked)
+    return layers_of(stacked, copied=copied), itertools.repeat(None) if without else layers_of(gradient)
 
 
 def _require_whole(each: Iterable[tuple[tuple[str, str], nn.Parameter]]) -> None:

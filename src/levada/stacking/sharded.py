@@ -22,7 +22,7 @@ def is_divided_by_depth(stacked: Any) -> bool:
     return any(getattr(placement, "dim", None) == 0 for placement in getattr(stacked, "placements", ()))
 
 
-def layers_of(stacked: Any) -> list[Tensor]:
+def layers_of(stacked: Any, *, copied: bool = False) -> list[Tensor]:
     """Return each layer of a sharded tensor, sharded as a layer's own would be: `Shard(k)` becomes `Shard(k - 1)`.
 
     In the same memory, unless each process holds some layers whole. Then all processes must call it: what they hold
@@ -30,6 +30,8 @@ def layers_of(stacked: Any) -> list[Tensor]:
 
     Args:
         stacked: a DTensor `[depth, ...]`.
+        copied: whether each layer gets memory of its own in any case. `torch.distributed.checkpoint.async_save` cannot
+            read a DTensor that begins in the midst of its memory.
 
     Raises:
         UsageError: if it is divided in another way than by `Shard` and `Replicate`.
@@ -44,12 +46,10 @@ def layers_of(stacked: Any) -> list[Tensor]:
                 "fully_shard alone, or call arrange(stacked=False) before."
             )
     placements = _by_layer(stacked)
-    if stacked.is_meta:
-        stacked = _empty(stacked.detach(), placements)
-    elif is_divided_by_depth(stacked):
-        stacked = stacked.redistribute(placements=placements)
+    local = _moved(stacked, placements)
     own = [Shard(p.dim - 1) if isinstance(p, Shard) else p for p in placements]
-    return [_divided(value, stacked, stacked.shape[1:], own) for value in stacked.to_local().unbind(0)]
+    values = [value.clone() for value in local.unbind(0)] if copied else local.unbind(0)
+    return [_divided(value, stacked, stacked.shape[1:], own) for value in values]
 
 
 def stacked_as(like: Any, layers: Sequence[Tensor]) -> Tensor:
@@ -77,12 +77,7 @@ def stacked_as(like: Any, layers: Sequence[Tensor]) -> Tensor:
     parts: list[Any] = [*layers]
     local = torch.stack([part.detach().to_local() for part in parts])
     made = _divided(local, like, like.shape, placements)
-    if not is_divided_by_depth(like):
-        return made
-    if made.is_meta:
-        return _empty(made, like.placements)
-    moved: Any = made.redistribute(placements=like.placements)  # type: ignore[attr-defined]
-    return _divided(moved.to_local().contiguous(), like, like.shape, like.placements)
+    return _divided(_moved(made, like.placements), like, like.shape, like.placements)
 
 
 def divided_as(like: Any, value: Tensor) -> Tensor:
@@ -164,9 +159,14 @@ def _divided(local: Tensor, like: Any, shape: Sequence[int], placements: Sequenc
     return DTensor.from_local(local, like.device_mesh, placements, run_check=False, shape=size, stride=strides)
 
 
-def _empty(like: Any, placements: Sequence[Any]) -> Any:
-    """Return a tensor without values, divided in another way."""
+def _moved(given: Any, placements: Sequence[Any]) -> Tensor:
+    """Return what of a DTensor is here where it is divided in another way."""
     from torch.distributed.tensor import distribute_tensor
 
-    whole = torch.empty(like.shape, dtype=like.dtype, device="meta")
-    return distribute_tensor(whole, like.device_mesh, placements, src_data_rank=None)
+    if tuple(placements) == given.placements:
+        return given.to_local()  # type: ignore[no-any-return]
+    if given.is_meta:
+        whole = torch.empty(given.shape, dtype=given.dtype, device="meta")
+        return distribute_tensor(whole, given.device_mesh, placements, src_data_rank=None).to_local()
+    local = given.redistribute(placements=placements).to_local()
+    return (local.wait() if hasattr(local, "wait") else local).contiguous()  # type: ignore[no-any-return]

@@ -82,7 +82,7 @@ def parameters_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn
 
 
 def _slices(table: LayerParameters) -> Iterator[tuple[str, LayerSlice]]:
-    cache: dict[str, Any] = table.source.cache  # type: ignore[assignment]
+    cache: dict[Any, Any] = table.source.cache  # type: ignore[assignment]
     for name in table.names():
         stacked: Any = table.source._parameters[name]
         if stacked is None:
