@@ -8,6 +8,7 @@ program's time over that copy's: 1 is the limit, 1.18 is 85 % of it, 1.33 is 75 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.measure import Row, ratio_of
 
-__all__ = ["Case", "Operator", "compiled", "hyper_inputs", "read_inputs", "rows"]
+__all__ = ["Case", "Operator", "compiled", "hyper_inputs", "read_inputs", "reading", "rows"]
 
 Operator = Callable[..., Sequence[Tensor]]
 """Takes a case's inputs and returns tensors of which each has a gradient, at least by one input."""
@@ -107,6 +108,40 @@ def hyper_inputs(tokens: int, n: int, width: int) -> Sequence[Tensor]:
         0.1 * torch.randn(width),
     ]
     return [x.requires_grad_() for x in tensors]
+
+
+def reading(
+    operator: str,
+    size: tuple[int, int, int],
+    make: Callable[..., Sequence[Tensor]],
+    plain: Operator,
+    ours: Operator,
+    *,
+    parameters: int,
+    tolerance: float = 32.0,
+) -> Case:
+    """Return a case of reading streams: what a branch reads, and the streams, by which a gradient arrives as well.
+
+    Args:
+        operator: its name.
+        size: tokens, streams and width.
+        make: makes the inputs of that size, streams first.
+        plain: what one writes; it hands the streams on.
+        ours: the operation.
+        parameters: how many inputs there are behind the streams, which stay in float32.
+        tolerance: as in `Case`.
+    """
+    tokens, n, width = size
+    return Case(
+        operator=operator,
+        size={"tokens": tokens, "streams": n, "width": width},
+        make=functools.partial(make, tokens, n, width),
+        programs={"reference": plain, "compiled reference": compiled(plain), "levada": ours},
+        forward=(n + 1) * tokens * width,
+        backward=(3 * n + 1) * tokens * width,
+        tolerance=tolerance,
+        wide=frozenset(range(1, parameters + 1)),
+    )
 
 
 def rows(case: Case, device: torch.device, dtype: torch.dtype, repetitions: int = _REPETITIONS) -> Iterator[Row]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.ops import Case, compiled, read_inputs
+from benchmarks.ops import Case, read_inputs, reading
 from levada.ops.manifold.handed import read_handed, reference
 from levada.ops.manifold.reference import Form
 
@@ -23,7 +22,7 @@ def _inputs(tokens: int, n: int, width: int) -> Sequence[Tensor]:
 
 
 def _plain(state: Tensor, handed: Tensor, *own: Tensor) -> Sequence[Tensor]:
-    """What one writes; the streams are handed on, so that a gradient arrives by them as well."""
+    """What one writes."""
     x, reads, writes, mix = reference.read(state, handed, *own, _FORM)
     return [x, reads, writes, mix, state.view_as(state)]  # type: ignore[list-item]
 
@@ -35,14 +34,5 @@ def _ours(state: Tensor, handed: Tensor, *own: Tensor) -> Sequence[Tensor]:
 
 def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
     """Yield cases at sizes of tokens, streams, width."""
-    for tokens, n, width in sizes:
-        yield Case(
-            operator="read_handed",
-            size={"tokens": tokens, "streams": n, "width": width},
-            make=functools.partial(_inputs, tokens, n, width),
-            programs={"reference": _plain, "compiled reference": compiled(_plain), "levada": _ours},
-            forward=(n + 1) * tokens * width,
-            backward=(3 * n + 1) * tokens * width,
-            tolerance=32.0,
-            wide=frozenset({1, 2, 3, 4}),
-        )
+    for size in sizes:
+        yield reading("read_handed", size, _inputs, _plain, _ours, parameters=4)

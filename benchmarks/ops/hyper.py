@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.ops import Case, compiled, hyper_inputs
+from benchmarks.ops import Case, hyper_inputs, reading
 from levada.ops.hyper import Parameters, read_hyper, reference
 from levada.ops.hyper.static import read_static
 from levada.ops.hyper.static import reference as static
@@ -17,7 +16,7 @@ __all__ = ["cases"]
 
 
 def _plain(state: Tensor, *own: Tensor) -> Sequence[Tensor]:
-    """What one writes; the streams are handed on, so that a gradient arrives by them as well."""
+    """What one writes."""
     return [*reference.read(state, Parameters(*own), 1e-5), state.view_as(state)]
 
 
@@ -39,24 +38,6 @@ def _our_static(state: Tensor, weights: Tensor) -> Sequence[Tensor]:
 
 def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
     """Yield cases at sizes of tokens, streams, width."""
-    for tokens, n, width in sizes:
-        moved = {"forward": (n + 1) * tokens * width, "backward": (3 * n + 1) * tokens * width}
-        size = {"tokens": tokens, "streams": n, "width": width}
-        yield Case(
-            operator="read_hyper",
-            size=size,
-            make=functools.partial(hyper_inputs, tokens, n, width),
-            programs={"reference": _plain, "compiled reference": compiled(_plain), "levada": _ours},
-            tolerance=64.0,
-            wide=frozenset(range(1, 9)),
-            **moved,
-        )
-        yield Case(
-            operator="read_static",
-            size=size,
-            make=functools.partial(_static_inputs, tokens, n, width),
-            programs={"reference": _plain_static, "compiled reference": compiled(_plain_static), "levada": _our_static},
-            tolerance=32.0,
-            wide=frozenset({1}),
-            **moved,
-        )
+    for size in sizes:
+        yield reading("read_hyper", size, hyper_inputs, _plain, _ours, parameters=8, tolerance=64.0)
+        yield reading("read_static", size, _static_inputs, _plain_static, _our_static, parameters=1)

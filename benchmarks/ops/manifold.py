@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from benchmarks.ops import Case, compiled, read_inputs
+from benchmarks.ops import Case, read_inputs, reading
 from levada.ops.manifold import Form, read_streams, reference
 
 __all__ = ["cases"]
@@ -20,7 +20,7 @@ _FORMS = {"read_streams": Form(), "read_streams, identity": Form(mixes=False)}
 
 
 def _plain(form: Form, state: Tensor, projection: Tensor, scale: Tensor, bias: Tensor) -> Sequence[Tensor]:
-    """What one writes; the streams are handed on, so that a gradient arrives by them as well."""
+    """What one writes."""
     x, _, writes, mix = reference.read(state, projection, scale, bias, form)
     return [x, writes, *([] if mix is None else [mix]), state.view_as(state)]
 
@@ -32,20 +32,8 @@ def _ours(form: Form, state: Tensor, projection: Tensor, scale: Tensor, bias: Te
 
 def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
     """Yield cases at sizes of tokens, streams, width."""
-    for tokens, n, width in sizes:
+    for size in sizes:
         for name, form in _FORMS.items():
-            plain = functools.partial(_plain, form)
-            yield Case(
-                operator=name,
-                size={"tokens": tokens, "streams": n, "width": width},
-                make=functools.partial(read_inputs, tokens, n, width, form.mixes),
-                programs={
-                    "reference": plain,
-                    "compiled reference": compiled(plain),
-                    "levada": functools.partial(_ours, form),
-                },
-                forward=(n + 1) * tokens * width,
-                backward=(3 * n + 1) * tokens * width,
-                tolerance=32.0,
-                wide=frozenset({1, 2, 3}),
-            )
+            make = functools.partial(read_inputs, mixes=form.mixes)
+            programs = functools.partial(_plain, form), functools.partial(_ours, form)
+            yield reading(name, size, make, *programs, parameters=3)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.ops import Case, compiled
+from benchmarks.ops import Case, reading
 from levada.ops.sparse import read_and_score, reference
 
 __all__ = ["cases"]
@@ -26,7 +25,7 @@ def _inputs(tokens: int, n: int, width: int) -> Sequence[Tensor]:
 
 
 def _plain(state: Tensor, *own: Tensor) -> Sequence[Tensor]:
-    """What one writes; the streams are handed on, so that a gradient arrives by them as well."""
+    """What one writes."""
     return [*reference.read(state, *own, 1e-6), state.view_as(state)]
 
 
@@ -36,16 +35,6 @@ def _ours(state: Tensor, *own: Tensor) -> Sequence[Tensor]:
 
 def cases(sizes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
     """Yield cases at sizes of tokens, streams, width."""
-    for tokens, n, width in sizes:
-        if n < 3:  # two are fixed, and have no scores
-            continue
-        yield Case(
-            operator="read_and_score",
-            size={"tokens": tokens, "streams": n, "width": width},
-            make=functools.partial(_inputs, tokens, n, width),
-            programs={"reference": _plain, "compiled reference": compiled(_plain), "levada": _ours},
-            forward=(n + 1) * tokens * width,
-            backward=(3 * n + 1) * tokens * width,
-            tolerance=32.0,
-            wide=frozenset({1, 2, 3}),
-        )
+    for size in sizes:
+        if size[1] > 2:  # two are fixed, and have no scores
+            yield reading("read_and_score", size, _inputs, _plain, _ours, parameters=3)

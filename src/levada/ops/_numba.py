@@ -21,6 +21,8 @@ from torch import Tensor
 
 __all__ = ["array_at", "compiled", "exp", "log", "one_over_root", "over_addresses", "over_table", "over_tokens", "tanh"]
 
+_Function = Callable[[Any], Any]
+
 _WORTH_A_THREAD: Final = 2**15  # elements: a thread takes some microseconds to begin
 
 # Sums may be reordered, so that they fill the vector units; NaN and infinities stay what they are.
@@ -226,18 +228,6 @@ def _exp_single(x):  # type: ignore[no-untyped-def]
     return total * first * second if x == x else x  # of NaN no whole number is defined
 
 
-def exp(x: Any) -> Any:
-    """Return the exponential of a number, in compiled functions."""
-    raise NotImplementedError
-
-
-@overload(exp, inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]
-    if x == numba.types.float32:
-        return lambda x: _exp_single(x)
-    return lambda x: math.exp(x)
-
-
 @_exactly
 def _log_single(x):  # type: ignore[no-untyped-def]
     """Return the logarithm of a float32 that is at least 1, in the same way."""
@@ -262,18 +252,6 @@ def _log_single(x):  # type: ignore[no-untyped-def]
     return m + small + single(0.693359375) * e if x < single(np.inf) else x  # of NaN nothing is as it says
 
 
-def log(x: Any) -> Any:
-    """Return the logarithm of a number that is at least 1, in compiled functions."""
-    raise NotImplementedError
-
-
-@overload(log, inline="always")
-def _log(x):  # type: ignore[no-untyped-def]
-    if x == numba.types.float32:
-        return lambda x: _log_single(x)
-    return lambda x: math.log(x)
-
-
 @_exactly
 def _tanh_single(x):  # type: ignore[no-untyped-def]
     """Return tanh of a float32 in the same way; of small numbers by a polynomial, as they would cancel in the other."""
@@ -289,13 +267,32 @@ def _tanh_single(x):  # type: ignore[no-untyped-def]
     return small if size < single(0.625) else (-large if x < single(0) else large)
 
 
-def tanh(x: Any) -> Any:
-    """Return the hyperbolic tangent of a number, in compiled functions."""
+def _of_each_type(single: Any, double: Any) -> Callable[[_Function], _Function]:
+    """Return what makes a name stand for one function of a float32, and for another of a float64, where it compiles."""
+
+    def register(function: _Function) -> _Function:
+        @overload(function, inline="always")  # type: ignore[misc, unused-ignore]
+        def choose(x):  # type: ignore[no-untyped-def]
+            return (lambda x: single(x)) if x == types.float32 else (lambda x: double(x))
+
+        return function
+
+    return register
+
+
+@_of_each_type(_exp_single, math.exp)
+def exp(x: Any) -> Any:
+    """Return the exponential of a number, in compiled functions."""
     raise NotImplementedError
 
 
-@overload(tanh, inline="always")
-def _tanh(x):  # type: ignore[no-untyped-def]
-    if x == numba.types.float32:
-        return lambda x: _tanh_single(x)
-    return lambda x: math.tanh(x)
+@_of_each_type(_log_single, math.log)
+def log(x: Any) -> Any:
+    """Return the logarithm of a number that is at least 1, in compiled functions."""
+    raise NotImplementedError
+
+
+@_of_each_type(_tanh_single, math.tanh)
+def tanh(x: Any) -> Any:
+    """Return the hyperbolic tangent of a number, in compiled functions."""
+    raise NotImplementedError

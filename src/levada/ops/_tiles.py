@@ -74,28 +74,23 @@ class _Maker:
 
     def total(self, vector):
         """Return the sum of a vector's numbers, by halves."""
-        lanes = self.lanes
-        while lanes > 1:
-            lanes //= 2
-            halves = [ir.Constant(ir.VectorType(_LANE, lanes), [*range(first, first + lanes)]) for first in (0, lanes)]
-            empty = ir.Constant(vector.type, ir.Undefined)
-            vector = self.builder.fadd(*(self.builder.shuffle_vector(vector, empty, half) for half in halves))
-        return self.builder.extract_element(vector, _LANE(0))
+        return self.builder.extract_element(self.totals([vector]), _LANE(0))
 
     def totals(self, vectors):
-        """Return a vector of the sums of as many vectors as it has numbers, each added up as `total` does."""
-        size = self.lanes
-        while size > 1:
-            starts = range(0, 2 * self.lanes, size)
-            halves = [
-                ir.Constant(ir.VectorType(_LANE, self.lanes), [start + k for start in starts for k in half])
-                for half in (range(size // 2), range(size // 2, size))
-            ]
-            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        """Return a vector of the sums of vectors' numbers: of a power of two of them, no more than each has numbers.
+
+        Halves of two vectors are added until one is left, and then its own: half the steps of each sum by itself.
+        """
+        length, lanes = self.lanes, self.lanes
+        while length > 1:  # numbers that are left of each sum, and of the vector
+            length //= 2
+            lanes = lanes if len(vectors) > 1 else lanes // 2
+            taken = [c for c in range(2 * lanes) if c // length % 2 == 0]
+            halves = [ir.Constant(ir.VectorType(_LANE, lanes), [c + k for c in taken]) for k in (0, length)]
+            pairs = zip(vectors[::2], vectors[1::2] or [ir.Constant(vectors[0].type, ir.Undefined)], strict=True)
             vectors = [
                 self.builder.fadd(*(self.builder.shuffle_vector(*pair, half) for half in halves)) for pair in pairs
             ]
-            size //= 2
         return vectors[0]
 
     def part(self, vector, first, count):
@@ -174,17 +169,11 @@ def _dots(rows, columns):
                     for i in range(rows):
                         maker.add(sums[i][k], own[i], part)
             first = _address(context, builder, found, found_, at_)
-            whole = rows * columns % maker.lanes == 0  # as many sums as vectors have numbers
-            together = maker.lanes // columns if whole else 1
+            together = min(rows, maker.lanes // columns)  # rows whose sums are one vector
             for i in range(0, rows, together):
-                parts = [builder.load(one) for line in sums[i : i + together] for one in line]
-                if whole:
-                    found_sums = maker.totals(parts)
-                    for k in range(together):
-                        maker.store(maker.part(found_sums, k * columns, columns), maker.at(first, i + k, stride_))
-                    continue
-                for k in range(columns):
-                    builder.store(maker.total(parts[k]), maker.at(first, i, stride_, k))
+                totals = maker.totals([builder.load(one) for line in sums[i : i + together] for one in line])
+                for k in range(together):
+                    maker.store(maker.part(totals, k * columns, columns), maker.at(first, i + k, stride_))
             return context.get_dummy_value()
 
         return types.void(found, _PAIR, left, types.intp, right, types.intp, _PAIR), make

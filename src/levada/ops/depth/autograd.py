@@ -73,8 +73,11 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: tuple[float, float, bool], query: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
-        attend = cpu.attend_apart if is_direct(query, *sources) else _apart(_ATTEND)
-        means, products, inverse = attend(query, sources, *options)
+        if is_direct(query, *sources):
+            means, products, inverse = cpu.attend(query, sources, *options, apart=True)
+        else:
+            whole, products, inverse = _ATTEND(query, sources, *options)
+            means = _unbound(whole)
         ctx.options = options
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(query, products, inverse, *sources)
@@ -91,7 +94,7 @@ class _Attend(torch.autograd.Function):
             again = reference.attend(query, sources, *options)[1:]
             found = reference.attend_backward(torch.stack(given), query, sources, *again, *options[1:])
         elif is_direct(*given, *kept):
-            found = cpu.attend_backward_apart(given, query, sources, products, inverse, *options[1:])
+            found = cpu.attend_backward(given, query, sources, products, inverse, *options[1:])
         else:
             found = _ATTEND_BACKWARD(torch.stack(given), query, sources, products, inverse, *options[1:])
         return None, found[0], *found[1]
@@ -102,8 +105,8 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *sources: Tensor) -> tuple[Tensor, ...]:
-        mix = cpu.mix_apart if is_direct(weights, *sources) else _apart(_MIX)
-        sums = mix(weights, sources)
+        direct = is_direct(weights, *sources)
+        sums = cpu.mix(weights, sources, apart=True) if direct else _unbound(_MIX(weights, sources))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weights, *sources)
         return tuple(sums)
@@ -117,23 +120,16 @@ class _Mix(torch.autograd.Function):
         if _through_plain_operations(*given):
             found = reference.mix_backward(torch.stack(given), weights, sources)
         elif is_direct(*given, weights, *sources):
-            found = cpu.mix_backward_apart(given, weights, sources)
+            found = cpu.mix_backward(given, weights, sources)
         else:
             found = _MIX_BACKWARD(torch.stack(given), weights, sources)
         return found[0], *found[1]
 
 
-def _apart(operation: Any) -> Any:
-    """Return an operation that returns its first result in parts, which are no views: sharding warns of these."""
-
-    def apart(*given: Any) -> Any:
-        found = operation(*given)
-        whole, others = (found, None) if isinstance(found, Tensor) else (found[0], found[1:])
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            parts = whole.unbind()
-        return parts if others is None else (parts, *others)
-
-    return apart
+def _unbound(whole: Tensor) -> tuple[Tensor, ...]:
+    """Return the parts of what an operation returned, which are no views: sharding warns of these."""
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        return whole.unbind()
 
 
 def _given(cotangents: Sequence[Tensor | None]) -> list[Tensor]:

@@ -59,22 +59,8 @@ class _Rows(_Maker):
         return product if more is None else self.builder.fadd(product, more, flags=("contract",))
 
     def write_totals(self, variables, pointer):
-        """Write the sums of variables' numbers, one behind the other, of a power of two of them.
-
-        Halves of two vectors are added until one is left, and then its own: half the steps of each sum by itself.
-        """
-        vectors, length, lanes = [self.builder.load(x) for x in variables], self.lanes, self.lanes
-        while length > 1:  # numbers that are left of each sum, and of the vector
-            length //= 2
-            lanes = lanes if len(vectors) > 1 else lanes // 2
-            taken = [c for c in range(2 * lanes) if c // length % 2 == 0]
-            halves = [ir.Constant(ir.VectorType(_LANE, lanes), [c + k for c in taken]) for k in (0, length)]
-            pairs = zip(vectors[::2], vectors[1::2] or [ir.Constant(vectors[0].type, ir.Undefined)], strict=True)
-            vectors = [
-                self.builder.fadd(*(self.builder.shuffle_vector(*pair, half) for half in halves)) for pair in pairs
-            ]
-        (totals,) = vectors
-        self.builder.store(totals, self.builder.bitcast(pointer, totals.type.as_pointer()), align=self.size)
+        """Write the sums of variables' numbers, one behind the other."""
+        self.store(self.totals([self.builder.load(x) for x in variables]), pointer)
 
 
 def _opened(context, builder, signature, args):

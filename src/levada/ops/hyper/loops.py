@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-# What Numba caches of this file does not see changes of those two: after one, save this one as well.
 from levada.ops._numba import array_at, compiled, one_over_root, over_addresses, tanh
 from levada.ops._tiles import add_product, add_product_transposed, write_dots
 

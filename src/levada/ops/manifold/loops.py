@@ -11,8 +11,6 @@ import math
 import numpy as np
 
 from levada.ops._numba import array_at, compiled, exp, over_addresses
-
-# What Numba caches of this file does not see changes of those two: after one, save this one as well.
 from levada.ops._tiles import add_product, add_product_transposed, write_dots
 from levada.ops.sinkhorn.loops import TOKENS, normalise, normalise_backward
 

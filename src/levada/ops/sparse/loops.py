@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 
-# What Numba caches of this file does not see changes of that one: after one, save this one as well.
 from levada.ops._numba import array_at, compiled, exp, one_over_root, over_addresses
 
 __all__ = ["over_addresses", "read_at", "read_backward_at"]
