@@ -24,7 +24,7 @@ from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.address import require_local
 from levada.runs.folders import rank_folder
-from levada.runs.losses import LOGGED
+from levada.runs.losses import APART, LOGGED
 from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.rank_log import RankLog
 from levada.runs.remote import Mirror, is_remote, stage
@@ -38,6 +38,7 @@ from levada.watching.record.kept_losses import KeptLosses
 from levada.watching.record.kept_scalars import KeptScalars
 from levada.watching.record.since import Since
 from levada.watching.verdict.ledger import case_of
+from levada.watching.verdict.series import kinds_apart
 
 __all__ = ["Recording", "Watched"]
 
@@ -83,10 +84,10 @@ class Recording:
     """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a quarter of a
-    second where samples are rarer), "logged" (behind the last sample, as often), "finding", "judged" (by which rules,
-    and why not by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps
-    its samples (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged;
-    that of a pipeline's last stage the losses too.
+    second where samples are rarer), "apart" (optimizers that take turns have losses of their own), "logged" (behind the
+    last sample, as often), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead", "end",
+    and "continued" where another process goes on; every rank keeps its samples (`levada.runs.SignalWriter`), and beside
+    them what was found in it, and by which rules it was judged; that of a pipeline's last stage the losses too.
 
     Nothing here stops the training: what cannot be stored is told by one warning, verdicts wait in memory until the
     disk takes them again.
@@ -159,7 +160,11 @@ class Recording:
         self._heard: list[Finding] = []
         self._steps = self._samples = self._dropped = 0
         ended = getattr(watch, "ended_losses", tuple)
-        self._losses = KeptLosses(self._add_losses, ended, shared=is_one_of_several())
+        turns, several = getattr(watch, "turn_of", lambda step: 0), len(getattr(watch, "optimizers", ())) > 1
+        made = (lambda: watch.steps) if several else None
+        shared = is_one_of_several()
+        self._losses = KeptLosses(self._add_losses, ended, shared=shared, turn_of=turns, made=made)
+        self._apart = False  # whether it was told that optimizers have losses of their own
         self._scalars = KeptScalars(self._events.add)
         self._coefficients = KeptCoefficients(self.folder, rank, keep, self._events.add)
         self._left: int | None = None
@@ -205,6 +210,9 @@ class Recording:
         self._samples += 1
         self._steps = max(self._steps, sample.step + 1)
         self._losses.sampled(sample)
+        if not self._apart and (kinds := kinds_apart(self._watch)):
+            self._apart = True
+            self._add_losses(APART, step=sample.step, optimizers=kinds)
         self._scalars.sampled(sample)
         self._keep_sample(sample)
         self._coefficients.sampled(sample)
