@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
@@ -129,7 +129,7 @@ class Told:
         found: dict[str, list[tuple[int, float]]] = {}
         if self._apart is None:
             return found
-        names = {None: "a step that did not end"}
+        names: dict[int | None, str] = {None: "a step that did not end"}
         for step, value, turn in zip(self._steps, self._values, self._turns, strict=True):
             name = names.get(turn) or names.setdefault(turn, optimizers_in(turn or 0, self._apart[1]))
             found.setdefault(name, []).append((step, value))

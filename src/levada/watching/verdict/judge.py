@@ -39,7 +39,7 @@ from levada.watching.verdict.rules.depth import is_far
 from levada.watching.verdict.series import LossSeries
 from levada.watching.verdict.spike import RULE as SPIKE
 from levada.watching.verdict.spike import least_jump
-from levada.watching.verdict.view import COMPARED, Blocks, View, membership, rate_of
+from levada.watching.verdict.view import COMPARED, Blocks, View, membership, rate_of, whose_rate
 
 __all__ = ["CONFIRMATIONS", "WARM_UP", "Judge"]
 
@@ -386,7 +386,7 @@ class Judge(Uncopied):
             finding = with_before(finding, jump, rise)
             if finding.severity == "error" and not self._scaled:
                 about = losses, self._rates.now, loss.has_learned, jump, rise, loss.negated
-                known = Before(self.rows, self.blocks, *about)
+                known = Before(self.rows, self.blocks, *about, whose_rate(self._optimizers))
                 finding = blamed(finding, known, self._model, self._ledger.last((finding.rule, "")))
         self._ledger.tell_at_once(finding)
 
