@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import threading
 import warnings
@@ -44,6 +46,7 @@ __all__ = ["Recording", "Watched"]
 
 _AS_TEXT: Final = "Write it as text: pathlib takes one of its slashes away."
 _LONGEST: Final = 2_000  # characters of an error that ended a training
+_NUMBER: Final = re.compile(r"\d[\d,.]*(e[+-]?\d+)?")
 _SITE: Final = tuple(field.name for field in fields(Site))
 
 
@@ -168,7 +171,7 @@ class Recording:
         self._scalars = KeptScalars(self._events.add)
         self._coefficients = KeptCoefficients(self.folder, rank, keep, self._events.add)
         self._left: int | None = None
-        self._judged: dict[str, Any] = {}
+        self._judged, self._judged_at = "", 0  # what was kept last, without its numbers, and at which sample
         self._bundles = self._bundle_names()
         self._over = threading.Event()
         before_end(self._close_beside)
@@ -305,12 +308,18 @@ class Recording:
             self._scalars.hear(step, scalars)
 
     def _keep_standing(self, step: int, *, last: bool = False) -> None:
-        """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too."""
+        """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too.
+
+        Where a reason's numbers alone are others, as the median of a loss is with each sample, it is kept again when
+        there are twice as many samples.
+        """
         standing = self._watch.standing
         fields = standing.event(counts=False)
-        if not (standing.judged or standing.unjudged) or (not last and fields == self._judged):
+        worded = _NUMBER.sub("#", json.dumps(fields))
+        same = worded == self._judged and self._samples < 2 * self._judged_at
+        if not (standing.judged or standing.unjudged) or (not last and same):
             return
-        self._judged = fields
+        self._judged, self._judged_at = worded, self._samples
         self._events.add(EVENT, step=step, **(standing.event() if last else fields))
 
     def _keep_sample(self, sample: Sample) -> None:

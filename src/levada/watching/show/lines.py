@@ -170,7 +170,7 @@ def summary(
     if standing.verdict in ("healthy", "unknown"):
         lines += [[("  ", ""), *line] for line in _verdict(standing, width - 2, 8, fine)]
     sampled = [sample.step for sample in getattr(watch, "samples", ())]
-    cost = cost_pieces(watch, sampled, steps)
+    cost = [*cost_pieces(watch, sampled, steps), *filter(None, [getattr(watch, "nearer", "")])]
     lines.append([("  " + BETWEEN[fine].join([*cost, *_record(watch)]), "dim")])
     run = getattr(watch, "run", None)
     if run is not None:
