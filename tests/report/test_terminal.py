@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
+from levada.diagnose import check
 from levada.report.terminal import print_check, print_claims
 from levada.runs import Run
 
@@ -120,6 +123,29 @@ def test_markup_in_names_is_letters(sick: dict[str, Any]) -> None:
 def test_a_healthy_check_and_an_empty_one(healthy_report: Any) -> None:
     assert "✓ healthy  The learning signal reaches every block." in printed(healthy_report())
     assert "? not judged  The check could not decide." in printed({"verdict": "unknown"})
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_healthy_verdict_says_no_more_than_its_notes_let_it(quiet: bool) -> None:
+    """A frozen backbone gets no gradient, nor does a layer that runs with gradients disabled."""
+
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+            self.body.requires_grad_(quiet)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.set_grad_enabled(not quiet and torch.is_grad_enabled()):
+                x = self.body(x).relu()
+            return self.head(x)
+
+    torch.manual_seed(0)
+    report = check(Headed(), (torch.randn(16, 8), torch.randint(0, 2, (16,))))
+    told = "No alarm, but a note: some weights get no gradient in module body."
+    assert f"✓ healthy  {told if quiet else 'The learning signal reaches every block that trains.'}" in printed(
+        dict(report.to_dict()), 120
+    )
 
 
 def test_claims(study_run: Path) -> None:

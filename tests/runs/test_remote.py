@@ -15,6 +15,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+import levada.runs.remote
 from levada._errors import UsageError
 from levada.cli import main
 from levada.runs import Run, RunWriter, address, doctor, find_runs, remote
@@ -398,3 +399,37 @@ def test_what_was_uploaded_is_known_after_a_crash():
     note.write_bytes(note.read_bytes()[:20])
     assert pending(writer.path, url).keys() == {"events.log", "run.json"}
     assert upload(writer.path, url) == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_doctor_says_what_a_killed_process_had_not_uploaded_and_what_brings_it(rank):
+    url, Unreliable.share = "unreliable://killed", 1.0
+    with begin(url) as writer, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        segment(writer.path, 0, b"x", rank)
+        mirror = Mirror(writer.path, url, rank=rank, every=0.01)
+        wait(lambda: mirror.problem is not None)
+        assert doctor(writer.path).not_uploaded == (), "it is being written"
+        mirror.close()
+    Unreliable.share = 0.0
+    (told,) = doctor(writer.path).not_uploaded
+    assert told.startswith(f"not at {url}: {'1 file' if rank else '3 files'}, ")
+    assert f"  {told}\n" in f"{doctor(writer.path)}\n"
+    eval(told.split("; ")[1].removesuffix(" brings what is missing"), {"levada": levada})
+    Unreliable.share = 0.5
+    assert not pending(writer.path, url, rank)
+    assert doctor(writer.path).not_uploaded == ()
+
+
+def test_doctor_of_an_address_says_where_the_rest_of_an_open_run_lies(capsys):
+    url = "memory://bucket/open"
+    with begin(url) as writer:
+        writer.append("loss", steps=[0], values=[1.0])
+        upload(writer.path, url)
+    main(["doctor", url])
+    assert "what was not uploaded lies on the machine that writes it" in capsys.readouterr().out
+    with RunWriter.open(writer.path) as writer:
+        writer.append("end", steps=1)
+        upload(writer.path, url)
+    main(["doctor", url])
+    assert "what was not uploaded" not in capsys.readouterr().out

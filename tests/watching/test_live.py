@@ -302,14 +302,14 @@ def test_the_curve_goes_on_between_samples(monkeypatch: pytest.MonkeyPatch, term
     live._redraw()
     terminal.feed()
     assert "loss 2 " in terminal.text
-    curve = loss_lines(live._curve(), 80, 4, fine=True)
-    assert live._curve().values == [2.0] * 8 + [1.0] * 8
+    curve = loss_lines(live._curve().whole, 80, 4, fine=True)
+    assert live._curve().whole.values == [2.0] * 8 + [1.0] * 8
     assert curve[-1][0][0].split() == ["1"]  # the smallest loss, on the left
     # A sample brings what is known better, as steps that were skipped, and all of it stands once.
     known = ((9, 1.0), *((step, 0.5) for step in range(10, 18)))
     ended.clear()
     live.sampled(Sample(17, 0.0, {"gradient_rms": torch.ones(12)}, {}, known))
-    assert live._curve().values == [2.0] * 8 + [1.0] + [0.5] * 8
+    assert live._curve().whole.values == [2.0] * 8 + [1.0] + [0.5] * 8
     live.close()
 
 
@@ -338,10 +338,10 @@ def test_the_curve_waits_for_no_device_between_samples(monkeypatch: pytest.Monke
     watch.ended_losses = lambda: [(step, torch.tensor(float(step)).as_subclass(OnDevice)) for step in range(1, 5)]
     live = Live(watch, plain=True, stream=io.StringIO())
     live.sampled(make_sample(0))
-    assert live._curve().values == live._curve().values == [2.0]
+    assert live._curve().whole.values == live._curve().whole.values == [2.0]
     assert len(sent) == 1  # one copy at a time
     arrived = True
-    assert live._curve().values == [2.0, 1.0, 2.0, 3.0, 4.0]
+    assert live._curve().whole.values == [2.0, 1.0, 2.0, 3.0, 4.0]
     assert len(sent) == 1
 
 
@@ -629,7 +629,7 @@ def test_the_losses_of_the_summary_are_those_of_the_steps_that_it_names(steps: i
     watch.steps = steps
     for step in range(1, 8):  # in stretches of four steps, whose means are no loss of a step
         course.add(step, float(2**step))
-    assert "".join(text for text, _ in summary(watch, course)[0]).endswith(told)
+    assert "".join(text for text, _ in summary(watch, [("", course)])[0]).endswith(told)
 
 
 def test_the_last_loss_is_that_of_the_last_step_however_rare_samples_are() -> None:

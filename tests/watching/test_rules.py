@@ -115,7 +115,7 @@ def test_a_loss_that_is_below_its_first_by_less_than_it_scatters_did_not_come_ba
 
 
 def test_a_run_whose_first_updates_raised_the_loss_is_not_healthy_before_it_is_judged():
-    run, why = Synthetic(every=5), "the loss rose with the first updates, and the losses of 128 steps tell whether"
+    run, why = Synthetic(every=5), "the loss rose with the first updates; whether it comes back takes 128 losses"
     run.run(25, thrown(1.24, 0.4, 0.02))
     early = report(run.judge)
     assert (run.judge.loss.steps, early.verdict) == (121, "unknown")

@@ -4,6 +4,7 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ from torch import nn
 
 import levada
 from levada._names import CALLED
+from levada.probe.trace import Site
 from levada.report.watch import watch_view
 from levada.runs import Run
+from levada.runs.standing import Standing
 from levada.watching import Sample
 from levada.watching.measure.sample import WATCHED
+from levada.watching.record.recording import Recording
 from levada.watching.show.lines import finding_lines, summary
 from levada.watching.show.live import Live
 from levada.watching.verdict.account import report
@@ -316,3 +320,41 @@ def test_of_a_run_that_is_not_finite_from_its_first_step_on_nothing_else_is_told
             optimizer.step()
     why = {text for rule, text in watch.standing.unjudged.items() if rule in watch.standing.waiting}
     assert why == {"the numbers are not finite from step 0 on"}
+
+
+@pytest.mark.parametrize("steps", [12, 50, 120, 202])
+def test_a_training_that_was_too_short_says_at_which_distance_it_would_not_have_been(steps, tmp_path: Path):
+    def train(every):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with levada.watch(model, optimizer, every=every, max_overhead=math.inf) as watch:
+            for _ in range(steps):
+                assert watch.nearer == "", "how long the training is to be is not known"
+                optimizer.zero_grad()
+                model(torch.randn(4, 8)).square().mean().backward()
+                optimizer.step()
+        return watch
+
+    told = train(20).nearer
+    every = int(told.removeprefix("with every=").split()[0])
+    assert told == f"with every={every} these {steps} steps have 11 samples"
+    near = train(every)
+    assert "samples" not in near.standing.lacking
+    assert near.nearer == ""
+    assert f"; {told}; " in str(train(20).report())
+
+
+def test_a_reason_whose_numbers_alone_change_is_kept_ever_more_rarely(tmp_path: Path):
+    watch = SimpleNamespace(sites=(Site("0", 0, "Linear", (4, 2)),), findings=[], overhead=0.0, steps=0)
+    recording = Recording(tmp_path / "run", watch)
+    for step in range(100):
+        word = "flat" if step < 90 else "up"
+        why = {"loss_spike": f"the loss is {word}, {2.5 - step / 1000:.4g} at step {1000 * step:,}"}
+        watch.standing, watch.steps = Standing((), ("dead_units",), why, frozenset(why)), step + 1
+        recording.sampled(Sample(step, 1.0, {"gradient_rms": torch.tensor([0.5])}))
+    recording.close()
+    told = list(Run(tmp_path / "run").events("judged"))
+    # The last is the one of the end.
+    assert [event["step"] for event in told] == [0, 1, 3, 7, 15, 31, 63, 90, 99]
+    assert told[-1]["unjudged"] == {"loss_spike": "the loss is up, 2.401 at step 99,000"}

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { address, ask, type Row, value } from "../src/live/api";
-import { aligned, curve, nearest, when, whyLogarithmic } from "../src/live/curves";
+import { aligned, curve, curvesOf, nearest, when, whyLogarithmic } from "../src/live/curves";
 import { Kept, Latest } from "../src/live/latest";
 import { shown } from "../src/live/listing";
 import { LISTING, whole } from "../src/live/place";
@@ -253,6 +253,31 @@ describe("curves", () => {
 
   it("say of which steps a mean is, and not that it is of one of them", () => {
     expect(one.spans.map(when)).toEqual(["steps 0 to 9", "steps 10 to 19", "step 20"]);
+  });
+
+  it("are one of the loss, or one of each optimizer that has losses of its own", () => {
+    const none = { ...binned, first: [], last: [] };
+    const plain = { training: binned, held_out: none, by_optimizer: [] };
+    const apart = {
+      ...plain,
+      by_optimizer: ["optimizer 1 of 2 (Adam)", "optimizer 2 of 2 (Adam)"].map((name) => ({ name, bins: binned })),
+    };
+    const told = (...asked: Parameters<typeof curvesOf>) =>
+      curvesOf(...asked).map((one) => [one.label, one.colour, one.dashed]);
+    expect(told({ ...plain, held_out: binned })).toEqual([
+      ["loss", 0, false],
+      ["held out", 1, false],
+    ]);
+    expect(told({ ...plain, held_out: binned }, "b", 1)).toEqual([
+      ["loss, b", 1, false],
+      ["held out, b", 1, true],
+    ]);
+    expect(told(apart)).toEqual([
+      ["loss of optimizer 1 of 2 (Adam)", 0, false],
+      ["loss of optimizer 2 of 2 (Adam)", 1, false],
+    ]);
+    expect(told(apart, "b", 1).map((one) => one[1])).toEqual([1, 3]);
+    expect(told({ ...plain, training: none })).toEqual([]);
   });
 
   it("are laid side by side by step", () => {

@@ -88,8 +88,16 @@ def doctor(options: argparse.Namespace) -> int:
             healthy = False
             continue
         say(str(examined))
+        if is_remote(options.run) and examined.open_end.startswith("not ended"):
+            say(f"  {_AWAY}")
         healthy &= examined.healthy
     return QUIET if healthy else FIRED
+
+
+_AWAY = (
+    "what was not uploaded lies on the machine that writes it, in a folder of `$LEVADA_CACHE/staged` or "
+    "`~/.cache/levada/staged`: levada doctor of that folder says how it is brought"
+)
 
 
 class _Says(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
@@ -57,30 +58,35 @@ def _pauses(losses: Losses) -> str:
     return f" From step {first:,} on {steps} have one, as where a watch pauses because steps are short."
 
 
-def loss_series(losses: Losses, label: str = "", shift: int = 0) -> dict[str, Any]:
+def loss_series(
+    losses: Losses, label: str = "", shift: int = 0, breaks: Sequence[tuple[int, int]] | None = None
+) -> dict[str, Any]:
     """Make a series of a figure; of losses that are not finite it says how many there are, however few are drawn.
 
     Args:
         losses: steps and losses, in the order of the steps.
         label: its name in the legend.
         shift: is added to every step.
+        breaks: the first and the last step of each stretch where the line is broken; by default its own `gaps`.
 
     Example:
         >>> loss_series([(0, 2.0), (1, math.nan), (2, math.nan)])["edges"]
         {'nan': (2, 1, 2)}
     """
-    breaks = gaps(losses)
-    starts = {last + 1 for _, last in breaks}
-    stretches: list[list[tuple[int, float]]] = [[]]
+    breaks = gaps(losses) if breaks is None else breaks
+    stretches: list[tuple[int, list[tuple[int, float]]]] = []
+    begun = -1
     for step, loss in losses:
-        if step in starts:
-            stretches.append([])
-        stretches[-1].append((step, loss))
+        passed = bisect_left(breaks, step, key=lambda one: one[0])
+        if passed != begun:
+            stretches.append((passed, []))
+        begun = passed
+        stretches[-1][1].append((step, loss))
     share = MAX_LOSSES / max(len(losses), 1)
     points: list[tuple[int, float | None]] = []
-    for i, stretch in enumerate(stretches):
+    for i, (passed, stretch) in enumerate(stretches):
         if i:
-            points.append((breaks[i - 1][0], None))
+            points.append((breaks[passed - 1][0], None))
         points += _thinned(stretch, max(2, math.ceil(share * len(stretch))))
     places, values = [x + shift for x, _ in points], [y for _, y in points]
     return {"label": label, "style": "measured", "x": places, "y": values, "edges": _edges(losses, shift)}
@@ -156,8 +162,12 @@ def counted(losses: Losses, left: float | None) -> str:
     return f"The loss of {made:,} step{'' if made == 1 else 's'}{rest}"
 
 
-def told(losses: Losses, series: Mapping[str, Any]) -> str:
+def told(losses: Losses, *series: Mapping[str, Any]) -> str:
     """Say in a caption what of the losses is missing and what is not drawn.
+
+    Args:
+        losses: steps and losses.
+        series: the curves that show them.
 
     Example:
         >>> losses = [(0, 2.0), (1, 1.9), (4, 1.5), (5, 1.4)]
@@ -168,7 +178,7 @@ def told(losses: Losses, series: Mapping[str, Any]) -> str:
     named = [f"{a:,} to {b:,}" if a != b else f"{a:,}" for a, b in breaks[:MAX_TOLD]]
     more = f", and {len(breaks) - MAX_TOLD:,} more" if len(breaks) > MAX_TOLD else ""
     missing = f" The line is broken where losses are missing: steps {', '.join(named)}{more}." if breaks else ""
-    drawn = sum(y is not None for y in series["y"])
+    drawn = sum(y is not None for one in series for y in one["y"])
     return (
         _pauses(losses)
         + missing

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from levada._numbers import sampled
 from levada.report.beside import heat_figure, line_figure
 from levada.report.check import finding_view, table_view
-from levada.report.curve import counted, loss_series, of_whom, scale_of
+from levada.report.curve import counted, gaps, loss_series, of_whom, scale_of
 from levada.report.curve import told as told_of
 from levada.report.damage import of_absent, of_bundles, of_rank, of_signals
 from levada.report.grid import Fine
@@ -31,6 +31,8 @@ from levada.runs.sampled import sampling
 from levada.runs.unended import lacking_ends, without_end
 
 __all__ = ["watch_view"]
+
+ByOptimizer: TypeAlias = Mapping[str, Sequence[tuple[int, float]]]
 
 NUM_PROFILES: Final = 4
 MAX_FINDINGS: Final = 24
@@ -65,6 +67,7 @@ def watch_view(
     blocks = depth.blocks(depth.steps[-1]) if depth.steps else []
     left = _left(events)
     losses = depth.first.losses() if depth.first is not None else run.losses()
+    each = run.losses_by_optimizer()
     steps = together.steps(losses)
     held = is_held(run.path)
     recorded = last_recorded(events, together.last)
@@ -74,11 +77,13 @@ def watch_view(
     verdict = standing.verdict
     logged, kept = logged_in(depth.first), bundles_in(run.path) if drawn else []
     whose = of_whom(events)
-    figures = [*_drawn(depth, losses, findings, left, logged, whose), *inside_figures(run, together)] if drawn else []
+    figures = (
+        [*_drawn(depth, losses, each, findings, left, logged, whose), *inside_figures(run, together)] if drawn else []
+    )
     told = _findings(once[:MAX_FINDINGS], depth, kept, drawn)
     lost = of_signals(ranks)  # when all was read
     facts = [("steps", f"{steps:,}" if whole else f"at least {steps:,}", _samples(depth, left))]
-    facts += [*_facts(depth, losses, events, steps, len(run.ranks)), *logged_facts(logged)]
+    facts += [*_facts(depth, each or {"": losses}, events, steps, len(run.ranks)), *logged_facts(logged)]
     return {
         "title": name,
         "verdict": verdict,
@@ -189,11 +194,13 @@ def _samples(depth: Depth, left: float | None) -> str:
 
 
 def _facts(
-    depth: Depth, losses: Sequence[tuple[int, float]], events: Sequence[Mapping[str, Any]], steps: int, ranks: int
+    depth: Depth, each: ByOptimizer, events: Sequence[Mapping[str, Any]], steps: int, ranks: int
 ) -> list[tuple[str, str, str]]:
     facts = []
-    if losses:
-        facts.append(("loss", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
+    for name, losses in each.items():
+        of = f" of {name.partition(' of ')[0]}" if name else ""
+        if losses:
+            facts.append((f"loss{of}", short(losses[-1][1]), f"at step {losses[0][0]:,}: {short(losses[0][1])}"))
     overhead = _overhead(depth, events)
     if overhead is not None:
         facts.append(("overhead", f"{short(100 * overhead)} %", sampling(depth.steps, steps)))
@@ -244,20 +251,31 @@ def _ending(error: str) -> str:
 def _drawn(
     depth: Depth,
     losses: Sequence[tuple[int, float]],
+    each: ByOptimizer,
     findings: Sequence[Mapping[str, Any]],
     left: float | None,
     logged: Mapping[str, Sequence[tuple[int, float]]],
     whose: str,
 ) -> list[dict[str, Any]]:
-    return [*_loss(losses, findings, left, whose), *logged_figures(logged), *_heats(depth), *_profiles(depth, left)]
+    return [
+        *_loss(losses, each, findings, left, whose),
+        *logged_figures(logged),
+        *_heats(depth),
+        *_profiles(depth, left),
+    ]
 
 
 def _loss(
-    losses: Sequence[tuple[int, float]], findings: Sequence[Mapping[str, Any]], left: float | None, whose: str
+    losses: Sequence[tuple[int, float]],
+    each: ByOptimizer,
+    findings: Sequence[Mapping[str, Any]],
+    left: float | None,
+    whose: str,
 ) -> list[dict[str, Any]]:
     if not losses:
         return []
-    series = loss_series(losses)
+    breaks = gaps(losses)
+    series = [loss_series(those, name, breaks=breaks) for name, those in (each or {"": losses}).items()]
     scale, why = scale_of(losses)
     spans = []
     for one in findings:
@@ -268,11 +286,12 @@ def _loss(
         "title": "",
         "x": {"label": "step"},
         "y": {"label": "loss", "scale": scale},
-        "series": [series],
+        "series": series,
         "spans": spans,
     }
     shaded = " Shaded are the steps at which a finding stood." if spans else ""
-    caption = f"{counted(losses, left)}.{whose}{shaded}{told_of(losses, series)}{why}"
+    apart = " Optimizers that take turns have losses of their own, with a line each." if each else ""
+    caption = f"{counted(losses, left)}.{whose}{apart}{shaded}{told_of(losses, *series)}{why}"
     return [line_figure(spec, "The loss", caption)]
 
 

@@ -38,6 +38,8 @@ _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸
 COTANGENT: Final = "a cotangent: a random vector of size 1, sent backwards from the output"
 SIGNS: Final = {"error": "✕", "warn": "!", "info": "i", "healthy": "✓", "unknown": "?"}
 _RANK: Final = {"error": 0, "warn": 1, "info": 2}
+# Rules whose notes say of a block that the learning signal does not get there, or not through it.
+_AGAINST: Final = ("frozen_layers", "vanishing_gradient", "vanishing_signal")
 
 
 def number(value: Any) -> float | None:
@@ -256,13 +258,22 @@ def headline(report: Mapping[str, Any]) -> str:
     Example:
         >>> headline({"verdict": "healthy", "findings": []})
         'The learning signal reaches every block'
+        >>> cut = {"rule": "frozen_layers", "severity": "info", "where": {"first": "a"}, "evidence": {"parameters": []}}
+        >>> headline({"verdict": "healthy", "findings": [cut]})
+        'No alarm, but a note: some weights get no gradient in module a'
+        >>> headline({"verdict": "healthy", "findings": [{**cut, "where": {}}]})  # requires_grad is False
+        'The learning signal reaches every block that trains'
     """
     verdict = report.get("verdict")
     found = fired(report)
     if verdict in ("error", "warn") and found:
         return phrase(found[0])
     if verdict == "healthy":
-        return "The learning signal reaches every block"
+        against = [one for one in found if one.get("rule") in _AGAINST]
+        placed = next((phrase(one) for one in against if one.get("where")), "")
+        if placed:
+            return f"No alarm, but a note: {placed[0].lower()}{placed[1:]}"
+        return f"The learning signal reaches every block{' that trains' if against else ''}"
     return (
         "The check could not decide" if verdict == "unknown" else f"The verdict is: {CALLED.get(str(verdict), verdict)}"
     )

@@ -25,6 +25,7 @@ from levada.runs.manifest import LOG, MANIFEST, SCHEMA, Manifest, parsed, read_m
 from levada.runs.rank_log import damage_of
 from levada.runs.reader import examine, require_one, require_readable
 from levada.runs.rebuilding import rebuilt
+from levada.runs.remote import not_uploaded
 from levada.runs.segments import UnreadableError, damaged, of_tail, orphaned, places, read_samples, verified
 from levada.runs.signals import PAUSES, Signals
 from levada.runs.tables import read_tables
@@ -110,6 +111,7 @@ class Health:
         gone: what the run says that it kept, and no longer has.
         open_end: of a watched run or a training whose end is not read, what was recorded last, and whether the end is
             said behind a damage; of one that ended, which other processes have no end; else "".
+        not_uploaded: of a mirrored run that is not being written, what its addresses lack, and what brings it.
     """
 
     path: Path
@@ -131,6 +133,7 @@ class Health:
     lost: tuple[Lost, ...] = ()
     gone: tuple[Lost, ...] = ()
     open_end: str = ""
+    not_uploaded: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -147,7 +150,7 @@ class Health:
         if self.manifest is not None and self.manifest.uncertain:
             doubts = ", ".join(self.manifest.uncertain)
             lines.insert(1, f"  {MANIFEST} was damaged and is written again; not certain: {doubts}")
-        lines += [f"  {self.open_end}"] if self.open_end else []
+        lines += [f"  {said}" for said in (self.open_end, *self.not_uploaded) if said]
         lines += [f"    {count:>7,}  {name}" for name, count in sorted(self.types.items())]
         if self.damage is not None:
             behind = f"{self.frames_behind:,} good {'frame' if self.frames_behind == 1 else 'frames'} among them"
@@ -219,6 +222,7 @@ def doctor(path: str | Path) -> Health:
         lost=tuple(lost_of_log(events, damage)),
         gone=tuple(absent(folder, events)),
         open_end=_open_end(folder, kind, events, hidden),
+        not_uploaded=() if is_held(folder) else tuple(not_uploaded(folder)),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
@@ -13,12 +13,16 @@ from levada._numbers import restore_numbers
 from levada.runs.frames import MAGIC, Damage, scan
 from levada.runs.standing import CONTINUED
 
-__all__ = ["ALL", "LOGGED", "OF", "Told", "Waiting", "told_alone", "unsampled"]
+__all__ = ["ALL", "APART", "LOGGED", "OF", "TURNS", "Told", "Waiting", "optimizers_in", "told_alone", "unsampled"]
 
 LOGGED: Final = "logged"
 # Of several processes an event of losses says if they are means over all, or of which one they are.
 OF: Final = "of"
 ALL: Final = "all"
+# Of optimizers that take turns it says which of them made each step, and an event of this type, once it is seen, that
+# each of them has losses of its own.
+TURNS: Final = "turns"
+APART: Final = "apart"
 
 
 class Waiting(NamedTuple):
@@ -57,6 +61,25 @@ def unsampled(sampled: Mapping[int, float], waiting: Iterable[Waiting]) -> dict[
     return found
 
 
+def optimizers_in(turn: int, kinds: Sequence[str]) -> str:
+    """Name the optimizers that step in a turn.
+
+    Args:
+        turn: the sum of 1, 2, 4, ... of them; 0 is all.
+        kinds: the class of each of all optimizers.
+
+    Example:
+        >>> optimizers_in(2, ["Adam", "SGD"]), optimizers_in(3, ["Adam"] * 3), optimizers_in(0, ["Adam", "SGD"])
+        ('optimizer 2 of 2 (SGD)', 'optimizers 1 and 2 of 3 (Adam)', 'all 2 optimizers')
+    """
+    those = [i for i in range(len(kinds)) if turn >> i & 1]
+    if not those:
+        return f"all {len(kinds)} optimizers"
+    names = " and ".join(str(i + 1) for i in those)
+    named = ", ".join(dict.fromkeys(kinds[i] for i in those))
+    return f"optimizer{'s' if len(those) > 1 else ''} {names} of {len(kinds)} ({named})"
+
+
 @final
 class Told:
     """Reads a log, and when it is asked again only what came since.
@@ -84,6 +107,8 @@ class Told:
         self._file, self._offset = file, len(MAGIC)
         self._steps: list[int] = []
         self._values: list[float] = []
+        self._turns: list[int | None] = []  # None of a step that was under way when its loss was written
+        self._apart: tuple[int, list[str]] | None = None  # the step at which that was seen, and the optimizers
         self._logged: dict[str, dict[int, float]] = {}
         self._waiting: dict[str, Waiting] = {}
         self._left: list[tuple[str, Waiting]] = []  # what waited when a process ended
@@ -97,6 +122,18 @@ class Told:
         self._read_on()
         place = bisect_right(self._steps, after)
         return list(zip(self._steps[place:], self._values[place:], strict=True))
+
+    def by_optimizer(self) -> dict[str, list[tuple[int, float]]]:
+        """Give the losses of each turn of optimizers by its name, where they have losses of their own; else nothing."""
+        self._read_on()
+        found: dict[str, list[tuple[int, float]]] = {}
+        if self._apart is None:
+            return found
+        names: dict[int | None, str] = {None: "a step that did not end"}
+        for step, value, turn in zip(self._steps, self._values, self._turns, strict=True):
+            name = names.get(turn) or names.setdefault(turn, optimizers_in(turn or 0, self._apart[1]))
+            found.setdefault(name, []).append((step, value))
+        return dict(sorted(found.items()))
 
     def logged(self) -> dict[str, dict[int, float]]:
         """Give name -> step -> number of what was logged behind the last sample."""
@@ -128,9 +165,12 @@ class Told:
     def _take(self, event: Mapping[str, Any]) -> None:
         type, step = event.get("type"), event.get("step")
         if type == "loss":
-            self._take_losses(event.get("steps"), restore_numbers(event.get("values")))
+            self._take_losses(event.get("steps"), restore_numbers(event.get("values")), event.get(TURNS))
+        elif type == APART and isinstance(step, int) and isinstance(kinds := event.get("optimizers"), list):
+            self._apart = step, [str(kind) for kind in kinds]
         elif type == CONTINUED and isinstance(step, int):
             self._cut(step)  # what was recorded of the steps from there on, other weights made
+            self._apart = None if self._apart is not None and step <= self._apart[0] else self._apart
             for numbers in self._logged.values():
                 for later in [one for one in numbers if one >= step]:
                     del numbers[later]
@@ -149,7 +189,7 @@ class Told:
                 else:
                     self._logged.setdefault(name, {})[step] = float(value)
 
-    def _take_losses(self, new: Any, found: Any) -> None:
+    def _take_losses(self, new: Any, found: Any, turns: Any) -> None:
         if not isinstance(new, list) or not isinstance(found, list) or not new or len(new) != len(found):
             return
         if not all(isinstance(step, int) for step in new) or not all(isinstance(x, int | float) for x in found):
@@ -157,10 +197,12 @@ class Told:
         self._cut(new[0])
         self._steps += new
         self._values += found
+        known = isinstance(turns, list) and len(turns) == len(new)
+        self._turns += [turn if type(turn) is int else None for turn in turns] if known else [0] * len(new)
 
     def _cut(self, step: int) -> None:
         place = bisect_left(self._steps, step)
-        del self._values[place:], self._steps[place:]
+        del self._values[place:], self._steps[place:], self._turns[place:]
 
 
 def told_alone(events: Iterable[Mapping[str, Any]]) -> tuple[bool, list[int]]:

@@ -36,6 +36,9 @@ class Recorded(Protocol):
     def losses(self) -> list[tuple[int, float]]:
         """Give the loss of each step, as far as it is known."""
 
+    def losses_by_optimizer(self) -> dict[str, list[tuple[int, float]]]:
+        """Give the losses of each optimizer, where those that take turns have losses of their own; else nothing."""
+
     def events(self, *, rank: int = 0) -> Iterator[dict[str, Any]]:
         """Give what a process says."""
 

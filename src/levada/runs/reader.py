@@ -133,6 +133,15 @@ class Run:
         found = (self._told(rank).losses(after=after) for rank in sorted({0, *self.ranks}))
         return next((losses for losses in found if losses), [])
 
+    def losses_by_optimizer(self) -> dict[str, list[tuple[int, float]]]:
+        """Give the losses of each optimizer by its name, where those that take turns have losses of their own.
+
+        As a generator and a discriminator have; the losses of two optimizers that share one are not told apart. Where
+        all losses are of one series, and of a run from before levada told them apart, it is empty.
+        """
+        found = (self._told(rank) for rank in sorted({0, *self.ranks}))
+        return next((told.by_optimizer() for told in found if told.losses(after=-1)), {})
+
     def _told(self, rank: int) -> Told:
         return self._logs.setdefault(rank, Told(self._log(rank)))
 

@@ -29,7 +29,7 @@ from levada.runs.address import is_remote as is_remote
 from levada.runs.lock import LOCKS
 from levada.runs.manifest import LOG, MANIFEST, write_atomically
 
-__all__ = ["Mirror", "fetch", "is_remote", "pending", "stage", "upload"]
+__all__ = ["Mirror", "fetch", "is_remote", "not_uploaded", "pending", "stage", "upload"]
 
 _RANK: Final = re.compile(r"signals/rank-(\d+)/")
 # Seconds: between two rounds, at most after failures, for the first look at the remote, and for the last round.
@@ -155,6 +155,30 @@ def pending(folder: str | Path, url: str, rank: int = 0) -> dict[str, int]:
     return {key: status[0] for key, status in _present(Path(folder), rank) if done.get(key) != status}
 
 
+def not_uploaded(folder: Path) -> list[str]:
+    """Say of which addresses what lacks that a staging folder holds, and what brings it; nothing of other folders.
+
+    Args:
+        folder: of a run that is not being written.
+    """
+    told = []
+    for state in sorted(folder.glob(".remote-*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            url, rank = str(json.loads(state.read_bytes())["url"]), int(state.name.split("-")[1])
+            if left := pending(folder, url, rank):
+                told.append(f"not at {url}: {_left(left)}; {_later(folder, url, rank)}")
+    return told
+
+
+def _left(left: Mapping[str, int]) -> str:
+    return f"{len(left)} {'file' if len(left) == 1 else 'files'}, {sum(left.values()):,} bytes"
+
+
+def _later(folder: Path, url: str, rank: int) -> str:
+    of = f", rank={rank}" if rank else ""
+    return f"levada.runs.remote.upload({str(folder)!r}, {url!r}{of}) brings what is missing"
+
+
 def _put(files: Any, source: Path, root: str, key: str) -> None:
     """Upload one file so that readers see the old one or the new one."""
     target = f"{root}/{key}"
@@ -251,6 +275,9 @@ class Mirror:
         self.problem: str | None = None
         self._every, self._process = every, os.getpid()
         self._failures, self._warned, self._given_up = 0, False, False
+        if not (state := _state(self.folder, url, rank)).exists():
+            with suppress(OSError):  # `levada doctor` then knows the address, also if nothing ever comes there
+                write_atomically(state, json.dumps({"url": url, "files": {}}).encode())
         self._wake, self._ending = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = threading.Thread(target=self._run, name="levada-mirror", daemon=True)
         self._thread.start()
@@ -307,7 +334,5 @@ class Mirror:
         thread.join(timeout)
         if left := self.pending:
             why = self.problem or f"it took longer than {timeout:g} s"
-            self._warn(
-                f"{len(left)} files of {self.folder} ({sum(left.values()):,} bytes) are not at {self.url} ({why}). "
-                f"Later: levada.runs.remote.upload({str(self.folder)!r}, {self.url!r})"
-            )
+            lacks = f"of {self.folder} not everything is at {self.url} ({why}): {_left(left)}"
+            self._warn(f"{lacks}. Later: {_later(self.folder, self.url, self.rank)}.")

@@ -6,10 +6,31 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-__all__ = ["sampling"]
+from levada.runs.standing import Standing
+
+__all__ = ["nearer", "sampling"]
 
 _LATEST: Final = 8  # distances between samples that are told
 _LATE: Final = 2  # times the largest of them: what the last sample may be behind before that is told
+
+
+def nearer(taken: int, standing: Standing, every: int) -> str:
+    """Say at which distance a training that is over would have had the samples that it lacks; "" if at none.
+
+    Args:
+        taken: samples that it has.
+        standing: what it may be called.
+        every: smallest distance between samples, as it was.
+
+    Example:
+        >>> short = Standing(steps=120, lacking={"samples": 5})
+        >>> nearer(6, short, 20), nearer(6, short, 1), nearer(6, Standing(steps=120), 20)
+        ('with every=10 these 120 steps have 11 samples', '', '')
+    """
+    lacking, steps = standing.lacking.get("samples", 0), standing.steps - standing.first
+    needed = taken + lacking
+    least = steps // (needed + 1)  # distances are now and then a step longer
+    return f"with every={least} these {steps:,} steps have {needed:,} samples" if lacking and 0 < least < every else ""
 
 
 def sampling(sampled: Sequence[int], steps: int) -> str:

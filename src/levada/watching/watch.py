@@ -18,7 +18,7 @@ from levada.connection import require_module
 from levada.diagnose.finding import Finding
 from levada.diagnose.report import Report
 from levada.probe.trace import Site, Trace
-from levada.runs.sampled import sampling
+from levada.runs.sampled import nearer, sampling
 from levada.runs.standing import Standing
 from levada.watching.arguments import (
     optimizers_of,
@@ -135,6 +135,11 @@ class Watch(Uncopied):
     def sampling(self) -> int:
         """Present distance between sampled steps."""
         return self._engine.cadence.distance
+
+    @property
+    def nearer(self) -> str:
+        """At which `every` a watch that is over would have had the samples that its verdict lacks; "" if at none."""
+        return "" if self._attached else nearer(len(self.samples), self.standing, self._engine.cadence.every)
 
     @property
     def last_pass(self) -> Pass | None:
@@ -280,8 +285,9 @@ class Watch(Uncopied):
     def report(self) -> Report:
         """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
         told = report(self.judge or Judge(self), model=self.model, standing=self.standing, findings=self.findings)
-        note = f"Step {self.steps}; {sampling([sample.step for sample in self.samples], self.steps)}; {self.cost}."
-        return replace(told, notes=(*told.notes, note))
+        sampled = sampling([sample.step for sample in self.samples], self.steps)
+        note = "; ".join(filter(None, (f"Step {self.steps}", sampled, self.nearer, self.cost)))
+        return replace(told, notes=(*told.notes, f"{note}."))
 
     # Listeners.
 

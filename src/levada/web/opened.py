@@ -76,6 +76,10 @@ class Opened:
             return self.signals(self.ranks[0]).losses()
         return self._losses
 
+    def losses_by_optimizer(self) -> dict[str, list[tuple[int, float]]]:
+        """Give the losses of each optimizer, where those that take turns have losses of their own; else nothing."""
+        return self.run.losses_by_optimizer() if self.manifest.kind == "watch" else {}
+
     @cached_property
     def _curves(self) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
         events = list(self.run.events(numbers=("loss",)))

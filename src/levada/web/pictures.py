@@ -25,6 +25,7 @@ __all__ = [
     "Mixing",
     "MixingOf",
     "Numbers",
+    "OptimizerLoss",
     "Recurrence",
 ]
 
@@ -57,11 +58,22 @@ class Bins(Shape):
     nonfinite: list[int] = Field(description="How many of them are NaN or infinite.")
 
 
+class OptimizerLoss(Shape):
+    """The losses of steps that some of several optimizers made."""
+
+    name: str = Field(description="Which optimizers.")
+    bins: Bins
+
+
 class Loss(Shape):
     """The losses of a run."""
 
     training: Bins
     held_out: Bins = Field(description="By the number of steps done; without bins where none was measured.")
+    by_optimizer: list[OptimizerLoss] = Field(
+        description="The same as `training`, apart, where optimizers that take turns have losses of their own; else "
+        "empty."
+    )
 
 
 class HeatOf(_Span):

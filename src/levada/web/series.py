@@ -9,7 +9,8 @@ from pathlib import Path
 
 from levada.report.words import number
 from levada.web.opened import opened
-from levada.web.pictures import Bins, Loss, LossOf
+from levada.web.pictures import Bins, Loss, LossOf, OptimizerLoss
+from levada.web.shapes import plain
 
 __all__ = ["bins_of", "loss_of"]
 
@@ -22,7 +23,12 @@ def loss_of(path: Path, asked: LossOf) -> Loss:
         asked: which.
     """
     run = opened(path)
-    return Loss(training=bins_of(run.losses(), asked), held_out=bins_of(run.held_out(), asked))
+    each = run.losses_by_optimizer()
+    return Loss(
+        training=bins_of(run.losses(), asked),
+        held_out=bins_of(run.held_out(), asked),
+        by_optimizer=[OptimizerLoss(name=plain(name), bins=bins_of(losses, asked)) for name, losses in each.items()],
+    )
 
 
 def bins_of(losses: Sequence[tuple[int, float]], asked: LossOf) -> Bins:

@@ -18,6 +18,8 @@ export interface Binned {
 export interface Losses {
   readonly training: Binned;
   readonly held_out: Binned;
+  /** The same as `training`, apart, where optimizers that take turns have losses of their own; else empty. */
+  readonly by_optimizer: readonly { readonly name: string; readonly bins: Binned }[];
 }
 
 export interface Curve {
@@ -50,6 +52,22 @@ export function curve(binned: Binned, label: string, colour: Curve["colour"], da
     merged: binned.count.some((count) => count > 1),
     broken: binned.nonfinite.reduce((all, one) => all + one, 0),
   };
+}
+
+/**
+ * The curves of a run: its loss, or one of each optimizer that has losses of its own, and what is held out.
+ *
+ * Beside another run, a run's colour is that of its place, and its name is said.
+ */
+export function curvesOf({ training, held_out, by_optimizer }: Losses, run = "", place: 0 | 1 = 0): Curve[] {
+  const apart = by_optimizer.map(({ name, bins }) => [`loss of ${name}`, bins, false] as const);
+  const losses = apart.length > 0 ? apart : [["loss", training, false] as const];
+  return [...losses, ["held out", held_out, true] as const]
+    .filter(([, one]) => one.first.length > 0)
+    .map(([words, one, second], i) => {
+      const colour = run ? (second ? place : 2 * i + place) : second ? losses.length : i;
+      return curve(one, run ? `${words}, ${run}` : words, (colour % 7) as Curve["colour"], second && run !== "");
+    });
 }
 
 /** Steps of any curve, rising, and each curve's numbers there: null where it has none, and where it is not finite. */

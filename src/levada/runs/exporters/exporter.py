@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from levada._errors import MissingExtraError, UsageError
 
-__all__ = ["Exporter", "Told", "chosen", "import_tool", "tag", "told"]
+__all__ = ["Exporter", "Told", "chosen", "import_tool", "loss_tag", "tag", "told"]
 
 
 class Told(Protocol):
@@ -143,6 +143,16 @@ def tag(signal: str, site: str) -> str:
         'gradient_rms/layers.0_2'
     """
     return f"{signal}/{re.sub(r'[^0-9A-Za-z_. -]', '_', site)}"
+
+
+def loss_tag(optimizers: str) -> str:
+    """Give the name under which the losses of some of several optimizers are exported, beside "loss".
+
+    Example:
+        >>> loss_tag("optimizers 1 and 2 of 3 (Adam)")
+        'loss_of/optimizers 1 and 2'
+    """
+    return tag("loss_of", optimizers.partition(" of ")[0])
 
 
 def told(finding: Told | Mapping[str, Any]) -> tuple[str, str]:

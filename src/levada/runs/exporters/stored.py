@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from levada._errors import UsageError
 from levada.runs.address import is_remote, local
-from levada.runs.exporters.exporter import Exporter, chosen, tag, told
+from levada.runs.exporters.exporter import Exporter, chosen, loss_tag, tag, told
 from levada.runs.exporters.mlflow import brief
 from levada.runs.findings import first_of, process_name, said_of, tellings
 from levada.runs.manifest import LOG, MANIFEST, name_of
@@ -138,6 +138,7 @@ def _numbers(run: Run, sites: int) -> dict[int, dict[str, float]]:
     if run.ranks:
         first = run.signals(run.ranks[0])
         series = [("loss", first.losses()), *((name, first.scalars(name)) for name in first.scalar_names)]
+    series += [(loss_tag(name), losses) for name, losses in run.losses_by_optimizer().items()]
     rows: dict[int, dict[str, float]] = {}
     for name, pairs in series:
         for step, value in pairs:

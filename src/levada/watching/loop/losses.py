@@ -23,7 +23,10 @@ from levada.watching.loop.telling import warn
 from levada.watching.loop.tracing import symbolic, uncompiled
 from levada.watching.loop.uncleared import Piles
 
-__all__ = ["Losses", "graph_task", "in_backward"]
+__all__ = ["HELD", "Losses", "graph_task", "in_backward"]
+
+HELD: Final = 2**16
+"""Losses that wait for a sample; of more, the first are let go."""
 
 _APART = 256  # losses of micro-batches that are kept apart: a loop that never makes a step adds to them for ever
 _NEAR = 64  # nodes of a graph, from the loss on, among which that of the scaler is looked for
@@ -158,6 +161,8 @@ class Losses:
         loss = self.current()
         if loss is not None:
             self.ended.append((step, loss))
+            if len(self.ended) > HELD:  # samples are very rare, or come no more
+                del self.ended[: HELD // 2]
         elif self.markers.chosen:  # the parameters may have been replaced
             self.markers.mark()
         self._current, self._part = [], False

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, final
 
-from levada.watching.loop.losses import in_backward
+from levada.watching.loop.losses import HELD, in_backward
 from levada.watching.loop.uncleared import MOST
 
-__all__ = ["Turn"]
+__all__ = ["KEPT", "Turn"]
 
 _KINDS: Final = 64  # sets of optimizers that are known to step together
-_KEPT: Final = 4096  # steps whose turn is known, as losses come with a sample
+KEPT: Final = 2 * HELD  # steps whose turn is known: as many as losses wait for a sample, and are on their way
 _ROUND: Final = 32  # turns: an optimizer that rests longer has none in the rounds of the others
 
 
@@ -104,7 +104,7 @@ class Turn:
         """
         if step is not None and not self.alone and not self._waited <= self._stepped:
             self._of[step] = sum(1 << i for i, key in enumerate(self._order) if key in self._stepped)
-            if len(self._of) > _KEPT:
+            if len(self._of) > KEPT:
                 del self._of[next(iter(self._of))]
         self.skips = self.skips + 1 if self._skipped and self._skipped >= self._stepped else 0
         if 1 < len(self._waited) <= MOST:
@@ -125,7 +125,7 @@ class Turn:
         """Return which optimizers made a step: the sum of 1, 2, 4, ... of them; 0 if all did, or it is not known.
 
         Args:
-            step: one of the last few thousand.
+            step: whose loss waits, or has come with the last sample.
         """
         return self._of.get(step, 0)
 

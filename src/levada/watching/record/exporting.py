@@ -19,8 +19,11 @@ from levada._ranks import is_first
 from levada.diagnose import Finding
 from levada.probe.trace import Site
 from levada.runs.exporters import Exporter, chosen, open_exporter, tag, told
+from levada.runs.exporters.exporter import loss_tag
+from levada.runs.losses import optimizers_in
 from levada.watching.measure.sample import Sample
 from levada.watching.record.news import News
+from levada.watching.verdict.series import kinds_apart
 
 __all__ = ["Exporting"]
 
@@ -130,12 +133,14 @@ class Exporting:
         if self._thread is None:
             return
         self._step, self._time = sample.step, sample.time
-        for step, loss in sample.losses:
-            if step < sample.step:
-                self._write(step, sample.time, {"loss": loss})
+        kinds, turn_of = kinds_apart(self.watch), getattr(self.watch, "turn_of", lambda step: 0)
         numbers = dict(sample.scalars)
-        if sample.losses and sample.losses[-1][0] == sample.step:
-            numbers.setdefault("loss", sample.losses[-1][1])
+        for step, loss in sample.losses:
+            own = {loss_tag(optimizers_in(turn_of(step), kinds)): loss} if kinds else {}
+            if step < sample.step:
+                self._write(step, sample.time, {"loss": loss, **own})
+            else:
+                numbers = {"loss": loss, **own, **numbers}
         count = max((len(values) for values in sample.values.values()), default=0)
         known = self.watch.sites if self.watch is not None else ()
         names = [site.name for site in known] if len(known) == count else [f"site.{i}" for i in range(count)]

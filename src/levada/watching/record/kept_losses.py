@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from levada._ranks import process_rank
-from levada.runs.losses import ALL, OF
+from levada.runs.losses import ALL, OF, TURNS
 from levada.watching.measure.sample import Sample
 from levada.watching.measure.transfer import Sent
 
@@ -28,16 +28,28 @@ class KeptLosses:
     Of several processes a sample brings the means; what is written before it is the loss of this one, and the sample
     tells it again. Readers give what came later; each event says of whom its losses are.
 
+    Of several optimizers that take turns it also says which made each step. That is not known of the step that is under
+    way: where its loss is written, it is told again.
+
     Args:
         add: takes an event, as `Events.add`.
         ended: gives step and loss of what has ended since the last sample, in order.
         shared: whether samples bring the means over several processes.
+        turn_of: gives which optimizers made a step, by the sum of 1, 2, 4, ... of them; 0 if all did.
+        made: gives the number of steps that were made, where there are several optimizers.
     """
 
     def __init__(
-        self, add: Callable[..., None], ended: Callable[[], Sequence[tuple[int, Tensor]]], *, shared: bool
+        self,
+        add: Callable[..., None],
+        ended: Callable[[], Sequence[tuple[int, Tensor]]],
+        *,
+        shared: bool,
+        turn_of: Callable[[int], int] = lambda step: 0,
+        made: Callable[[], int] | None = None,
     ) -> None:
         self._add, self._ended, self._shared = add, ended, shared
+        self._turn_of, self._made = turn_of, made
         self._means: dict[str, str | int] = {OF: ALL} if shared else {}
         self._own: dict[str, str | int] = {OF: process_rank()} if shared else {}
         self._later: dict[int, Tensor] = {}
@@ -76,7 +88,8 @@ class KeptLosses:
         self.keep(new[0][0] - 1 if new else self._written)
         if new:
             steps, values = zip(*new, strict=True)
-            self._add("loss", steps=list(steps), time=sample.time, values=list(values), **self._means)
+            whose = {**self._means, **self._by(steps, made=sample.step + 1)}
+            self._add("loss", steps=list(steps), time=sample.time, values=list(values), **whose)
             self._written, self._at = steps[-1], time.monotonic()
         # A sample arrives after the update that follows it.
         self._later = {step: loss for step, loss in self._later.items() if step > self._written}
@@ -92,8 +105,11 @@ class KeptLosses:
             RuntimeError: if the device has failed.
         """
         # What has ended is known better than while it was under way, and may be a step that a scaler skipped.
-        known = self._later if self._shared else {**self._later, **self._newly_ended()}
+        ended = {} if self._shared else self._newly_ended()
+        known = {**self._later, **ended}
         self._write({step: known[step] for step in sorted(known) if self._written < step <= last})
+        if self._made is not None:  # what is under way is told again
+            last = min(last, self._made() - 1)
         self._later = {step: loss for step, loss in self._later.items() if step > last}
         self._written = max([self._written, *(step for step in known if step <= last)])
 
@@ -124,6 +140,14 @@ class KeptLosses:
     def _newly_ended(self) -> dict[int, Tensor]:
         return dict(takewhile(lambda one: one[0] > self._written, reversed(self._ended())))
 
+    def _by(self, steps: Sequence[int], *, made: int | None = None) -> dict[str, list[int | None]]:
+        """Say which optimizers made these steps, where not all made each; of a step that was not made, None."""
+        if self._made is None:
+            return {}
+        made = self._made() if made is None else made
+        turns = [self._turn_of(step) if step < made else None for step in steps]
+        return {TURNS: turns} if any(turn != 0 for turn in turns) else {}
+
     def _write(self, losses: dict[int, Tensor]) -> None:
         """Hand losses on; the thread of the events waits for the device, not the training."""
         if not losses:
@@ -131,10 +155,11 @@ class KeptLosses:
         steps, held, now = list(losses), [loss.detach() for loss in losses.values()], time.time()
         device = held[-1].device
         self._at = time.monotonic()
+        whose = {**self._own, **self._by(steps)}
         if device.type == "cpu":
-            self._add("loss", steps=steps, time=now, values=lambda: [float(loss) for loss in held], **self._own)
+            self._add("loss", steps=steps, time=now, values=lambda: [float(loss) for loss in held], **whose)
             return
         form = torch.float32 if device.type == "mps" else torch.float64
         values = torch.stack([loss.reshape(()).to(device, form) for loss in held])
         sent = Sent(steps[-1], [values], None, steps, {})
-        self._add("loss", steps=steps, time=now, values=lambda: [x for _, x in sent.host(0)[2]], **self._own)
+        self._add("loss", steps=steps, time=now, values=lambda: [x for _, x in sent.host(0)[2]], **whose)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import threading
 import warnings
@@ -24,7 +26,7 @@ from levada.probe.trace import Site
 from levada.runs import RunWriter, SignalWriter
 from levada.runs.address import require_local
 from levada.runs.folders import rank_folder
-from levada.runs.losses import LOGGED
+from levada.runs.losses import APART, LOGGED
 from levada.runs.manifest import MANIFEST, name_of
 from levada.runs.rank_log import RankLog
 from levada.runs.remote import Mirror, is_remote, stage
@@ -38,11 +40,13 @@ from levada.watching.record.kept_losses import KeptLosses
 from levada.watching.record.kept_scalars import KeptScalars
 from levada.watching.record.since import Since
 from levada.watching.verdict.ledger import case_of
+from levada.watching.verdict.series import kinds_apart
 
 __all__ = ["Recording", "Watched"]
 
 _AS_TEXT: Final = "Write it as text: pathlib takes one of its slashes away."
 _LONGEST: Final = 2_000  # characters of an error that ended a training
+_NUMBER: Final = re.compile(r"\d[\d,.]*(e[+-]?\d+)?")
 _SITE: Final = tuple(field.name for field in fields(Site))
 
 
@@ -83,10 +87,10 @@ class Recording:
     """Hears a watched run and keeps it in a Run folder of kind "watch"; a `Listener`.
 
     Rank 0 keeps the manifest and the events: "loss" (steps and values since the sample before, or of a quarter of a
-    second where samples are rarer), "logged" (behind the last sample, as often), "finding", "judged" (by which rules,
-    and why not by others), "bundle", "overhead", "end", and "continued" where another process goes on; every rank keeps
-    its samples (`levada.runs.SignalWriter`), and beside them what was found in it, and by which rules it was judged;
-    that of a pipeline's last stage the losses too.
+    second where samples are rarer), "apart" (optimizers that take turns have losses of their own), "logged" (behind the
+    last sample, as often), "finding", "judged" (by which rules, and why not by others), "bundle", "overhead", "end",
+    and "continued" where another process goes on; every rank keeps its samples (`levada.runs.SignalWriter`), and beside
+    them what was found in it, and by which rules it was judged; that of a pipeline's last stage the losses too.
 
     Nothing here stops the training: what cannot be stored is told by one warning, verdicts wait in memory until the
     disk takes them again.
@@ -159,11 +163,15 @@ class Recording:
         self._heard: list[Finding] = []
         self._steps = self._samples = self._dropped = 0
         ended = getattr(watch, "ended_losses", tuple)
-        self._losses = KeptLosses(self._add_losses, ended, shared=is_one_of_several())
+        turns, several = getattr(watch, "turn_of", lambda step: 0), len(getattr(watch, "optimizers", ())) > 1
+        made = (lambda: watch.steps) if several else None
+        shared = is_one_of_several()
+        self._losses = KeptLosses(self._add_losses, ended, shared=shared, turn_of=turns, made=made)
+        self._apart = False  # whether it was told that optimizers have losses of their own
         self._scalars = KeptScalars(self._events.add)
         self._coefficients = KeptCoefficients(self.folder, rank, keep, self._events.add)
         self._left: int | None = None
-        self._judged: dict[str, Any] = {}
+        self._judged, self._judged_at = "", 0  # what was kept last, without its numbers, and at which sample
         self._bundles = self._bundle_names()
         self._over = threading.Event()
         before_end(self._close_beside)
@@ -205,6 +213,9 @@ class Recording:
         self._samples += 1
         self._steps = max(self._steps, sample.step + 1)
         self._losses.sampled(sample)
+        if not self._apart and (kinds := kinds_apart(self._watch)):
+            self._apart = True
+            self._add_losses(APART, step=sample.step, optimizers=kinds)
         self._scalars.sampled(sample)
         self._keep_sample(sample)
         self._coefficients.sampled(sample)
@@ -297,12 +308,18 @@ class Recording:
             self._scalars.hear(step, scalars)
 
     def _keep_standing(self, step: int, *, last: bool = False) -> None:
-        """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too."""
+        """Keep which rules have judged the run, where that or a reason has changed; at the end, with the counts too.
+
+        Where a reason's numbers alone are others, as the median of a loss is with each sample, it is kept again when
+        there are twice as many samples.
+        """
         standing = self._watch.standing
         fields = standing.event(counts=False)
-        if not (standing.judged or standing.unjudged) or (not last and fields == self._judged):
+        worded = _NUMBER.sub("#", json.dumps(fields))
+        same = worded == self._judged and self._samples < 2 * self._judged_at
+        if not (standing.judged or standing.unjudged) or (not last and same):
             return
-        self._judged = fields
+        self._judged, self._judged_at = worded, self._samples
         self._events.add(EVENT, step=step, **(standing.event() if last else fields))
 
     def _keep_sample(self, sample: Sample) -> None:

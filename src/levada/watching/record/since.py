@@ -50,6 +50,20 @@ class Since:
         """Number of completed steps."""
         return self._watch.steps
 
+    @property
+    def optimizers(self) -> Sequence[Any]:
+        """Those whose steps end a step."""
+        return self._watch.optimizers
+
+    @property
+    def judge(self) -> Any:
+        """What applies the rules."""
+        return self._watch.judge
+
+    def turn_of(self, step: int) -> int:
+        """Give which optimizers made a step, as `Watch.turn_of`."""
+        return self._watch.turn_of(step)
+
     def ended_losses(self) -> Sequence[tuple[int, Tensor]]:
         """Give step and loss of what has ended since the last sample."""
         return self._watch.ended_losses()

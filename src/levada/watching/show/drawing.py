@@ -299,7 +299,7 @@ def legend_line(strip: Strip, width: int, rows: int, *, fine: bool, coloured: bo
     ]
 
 
-def loss_lines(course: Course, width: int, height: int, *, fine: bool) -> list[Line]:
+def loss_lines(course: Course, width: int, height: int, *, fine: bool, of: str = "") -> list[Line]:
     """Draw the loss of all steps so far, with the largest and the smallest on the left.
 
     Where all are positive and two decades apart, the height is their logarithm.
@@ -309,6 +309,7 @@ def loss_lines(course: Course, width: int, height: int, *, fine: bool) -> list[L
         width: of the view.
         height: number of lines.
         fine: whether letters beyond ASCII can be shown.
+        of: whose losses these are, behind a space, where others have theirs.
     """
     values = course.values
     label, room = columns_of(width)
@@ -332,7 +333,7 @@ def loss_lines(course: Course, width: int, height: int, *, fine: bool) -> list[L
             if cell[x // 2] >= 0:
                 cell[x // 2] |= _BRAILLE[x % 2][3 - level % 4]
         before = y
-    ends = {0: f"loss {_short(max(finite))}", height - 1: f"{_short(min(finite))}" if height > 1 else ""}
+    ends = {height - 1: _short(min(finite)), 0: f"loss{of} {_short(max(finite))}"}
     return [
         [
             (f"{ends.get(i, ''):>{label - 1}} ", "dim"),

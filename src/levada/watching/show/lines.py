@@ -15,6 +15,7 @@ from levada.runs.jumps import more, told_together
 from levada.runs.sampled import sampling
 from levada.runs.standing import Standing
 from levada.watching.loop.places import original
+from levada.watching.show.courses import of
 from levada.watching.show.drawing import Course, Line
 
 if TYPE_CHECKING:
@@ -138,24 +139,30 @@ def _record(watch: Any) -> list[str]:
 
 
 def summary(
-    watch: Any, losses: Course | None = None, *, width: int = 80, fine: bool = True, called: str = ""
+    watch: Any,
+    losses: Sequence[tuple[str, Course]] = (),
+    *,
+    width: int = 80,
+    fine: bool = True,
+    called: str = "",
 ) -> list[Line]:
     """Say what a watch saw: findings, cost, and where the record is.
 
     Args:
         watch: one that is over, or goes on.
-        losses: of its steps.
+        losses: of its steps; of optimizers that have losses of their own those of each, with its name.
         width: of the lines, at most.
         fine: whether letters beyond ASCII can be shown.
         called: a name behind a space, where other watches are shown too.
     """
-    began, last = (None, None) if losses is None else (losses.began, losses.last)
-    steps, first = int(watch.steps), 0 if began is None else began[0]
+    steps, first = int(watch.steps), min((one.began[0] for _, one in losses if one.began is not None), default=0)
     seen = steps - first
     told = f"{seen:,} {'step' if seen == 1 else 'steps'} watched"
     told += f", {first:,} to {steps - 1:,}" if first and seen > 1 else ""
-    if began is not None and last is not None:
-        told += f", loss {began[1]:.4g} to {last[1]:.4g}" + (f" at step {last[0]:,}" if last[0] < steps - 1 else "")
+    for name, course in losses:
+        if course.began is not None and course.last is not None:
+            told += f", loss{of(name)} {course.began[1]:.4g} to {course.last[1]:.4g}"
+            told += f" at step {course.last[0]:,}" if course.last[0] < steps - 1 else ""
     lines: list[Line] = [[(f"levada{called}", "bold cyan"), ("  ", ""), (told, "")]]
     for one, others in told_once(fired(watch)):
         lines += [[("  ", ""), *line] for line in _finding(one, width - 2, 4, fine, more(others))]
@@ -163,7 +170,7 @@ def summary(
     if standing.verdict in ("healthy", "unknown"):
         lines += [[("  ", ""), *line] for line in _verdict(standing, width - 2, 8, fine)]
     sampled = [sample.step for sample in getattr(watch, "samples", ())]
-    cost = cost_pieces(watch, sampled, steps)
+    cost = [*cost_pieces(watch, sampled, steps), *filter(None, [getattr(watch, "nearer", "")])]
     lines.append([("  " + BETWEEN[fine].join([*cost, *_record(watch)]), "dim")])
     run = getattr(watch, "run", None)
     if run is not None:

@@ -23,14 +23,13 @@ from levada.runs.jumps import more
 from levada.watching.measure.sample import Sample
 from levada.watching.measure.transfer import OnItsWay
 from levada.watching.show.among import Among
+from levada.watching.show.courses import Courses, apart, course_lines, of
 from levada.watching.show.drawing import (
-    Course,
     Line,
     Strip,
     fitting,
     heading_line,
     legend_line,
-    loss_lines,
     strip_lines,
 )
 from levada.watching.show.lines import (
@@ -97,8 +96,8 @@ class Live:
         self._watch = watch
         self._stream = sys.stderr if stream is None else stream
         self._plain = plain
-        self._losses = Course()
-        self._shown: Course | None = None  # with the losses since the last sample, made anew by the next
+        self._losses = Courses(getattr(watch, "turn_of", lambda step: 0))
+        self._shown: Courses | None = None  # with the losses since the last sample, made anew by the next
         self._sent: tuple[list[int], OnItsWay] | None = None
         self._strip: Strip | None = None
         self._step = -1
@@ -195,14 +194,15 @@ class Live:
             self._hear_others()
             last = self._last(wait=True)
             if last is not None and (self._losses.last is None or last[0] > self._losses.last[0]):
-                self._losses.add(*last)
+                self._losses.add(*last, made=last[0] < self._watch.steps)
             console = self._terminal(min(self._width(), MAX_WIDTH))
             fine, called = _fine(console), self._among.called
-            for line in summary(self._watch, self._losses, width=console.width, fine=fine, called=called):
+            losses = apart(self._watch, self._losses) or [("", self._losses.whole)]
+            for line in summary(self._watch, losses, width=console.width, fine=fine, called=called):
                 self._write(self._rendered(line, console, None) + "\n")
         self._among.close()
 
-    def _curve(self) -> Course:
+    def _curve(self) -> Courses:
         """Return the losses with those since the last sample, without waiting for the device.
 
         Of several processes samples alone bring the losses of all.
@@ -291,7 +291,8 @@ class Live:
         rule = ("─" if fine else "-") * width
         loss, rows, findings, _ = self._heights(height)
         drawn = [[(rule, "dim")], self._heading(width, fine)]
-        curve = loss_lines(self._curve(), width, loss, fine=fine)
+        courses = self._curve()
+        curve = course_lines(courses.whole, apart(self._watch, courses), width, loss, fine=fine)
         drawn += curve or [[] for _ in range(loss)]
         drawn.append(heading_line(strip, width))
         drawn += strip_lines(strip, width, rows, fine=fine, coloured=coloured)
@@ -306,7 +307,10 @@ class Live:
         return [(name, "bold cyan"), ("  ", ""), (fitting(told, BETWEEN[fine], width - len(name) - 2), "")]
 
     def _now(self, step: int) -> list[str]:
-        """Say the step and the newest loss that is known."""
+        """Say the step and the newest loss that is known, or that of each optimizer that has its own."""
+        if each := apart(self._watch, self._shown or self._losses):
+            losses = [f"loss{of(name)} {one.last[1]:.4g}" for name, one in each if one.last is not None]
+            return [f"step {step:,}", *losses]
         last = self._last(wait=False)
         if last is None:
             return [f"step {step:,}"]

@@ -39,7 +39,7 @@ from levada.watching.verdict.rules.depth import is_far
 from levada.watching.verdict.series import LossSeries
 from levada.watching.verdict.spike import RULE as SPIKE
 from levada.watching.verdict.spike import least_jump
-from levada.watching.verdict.view import COMPARED, Blocks, View, membership, rate_of
+from levada.watching.verdict.view import COMPARED, Blocks, View, membership, rate_of, whose_rate
 
 __all__ = ["CONFIRMATIONS", "WARM_UP", "Judge"]
 
@@ -101,7 +101,7 @@ class Judge(Uncopied):
         self.far = False  # whether signal or gradient spans three decades, and no loss says if that hurts
         self._begun = time.monotonic()
         self.rows: deque[Sample] = deque(maxlen=ROWS)
-        self._source = source
+        self._source, self._turn_of = source, getattr(source, "turn_of", lambda step: 0)
         self.confirm, self.rules = confirm, rules
         self._rates, self.restarts = Rates(), Restarts()
         self._accounted: set[str] = set()  # rules for which an alarm of the last sample accounts
@@ -251,12 +251,11 @@ class Judge(Uncopied):
             self.keeper.note(**facts)
 
     def _see_losses(self, losses: Iterable[tuple[int, float]]) -> None:
-        turns = getattr(self._source, "turn_of", lambda step: 0)
         for step, loss in losses:
             if step <= self._closed_at:
                 continue
             self._nonfinite.see_loss(step, loss)
-            self.losses.see(step, loss, turns(step))
+            self.losses.see(step, loss, self._turn_of(step))
             self.restarts.see(step, loss, self.loss, self._rates.rises)
             while self._recent and self._recent[0][0] <= step:
                 self._recent.popleft()
@@ -381,13 +380,13 @@ class Judge(Uncopied):
         elif finding.where or new:  # the place may be known only now
             finding = with_others_unknown(finding, self.keeper and self.keeper.run)
             step = finding.evidence["step"]
-            told = finding.severity == "error" and not self.losses.mixed
-            jump = self.losses.spikes.before(step, self._recent, self.loss) if told else None
+            jump, losses, loss = self.losses.before(step, self._recent, self._turn_of)
+            jump = jump if finding.severity == "error" else None
             rise = raised(tuple(self.rows), self._rates.changes, step, self._rates.rises)
             finding = with_before(finding, jump, rise)
             if finding.severity == "error" and not self._scaled:
-                about = (*self.loss.latest, *self._recent), self._rates.now, self.loss.has_learned, jump, rise
-                known = Before(self.rows, self.blocks, *about, self.loss.negated)
+                about = losses, self._rates.now, loss.has_learned, jump, rise, loss.negated
+                known = Before(self.rows, self.blocks, *about, whose_rate(self._optimizers))
                 finding = blamed(finding, known, self._model, self._ledger.last((finding.rule, "")))
         self._ledger.tell_at_once(finding)
 

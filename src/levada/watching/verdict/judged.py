@@ -143,7 +143,7 @@ def _risen(judge: Judge) -> Iterator[Reason]:
     if not loss.ready:  # a few losses scatter
         return
     if loss.steps < MANY and loss.thrown(AT_ONCE):  # it is judged where it did not come back
-        why = f"the loss rose with the first updates, and the losses of {MANY} steps tell whether it comes back"
+        why = f"the loss rose with the first updates; whether it comes back takes {MANY} losses"
         yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps)
     elif loss.steps >= MANY and stays_up(loss):
         why = (
@@ -162,8 +162,11 @@ def _risen(judge: Judge) -> Iterator[Reason]:
             f"the loss is not clearly below that of a constant prediction, {loss.constant:.4g}: the last "
             f"{len(loss.latest)} losses have a median of {loss.recent:.4g}, as of a model that has {learned}"
         )
-        few = loss.steps < MANY
-        yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps) if few else None
+        if loss.steps < MANY:
+            why = f"{why}; it takes {MANY} losses"
+            yield "learning_rate_too_high", why, True, ("losses", MANY, loss.steps)
+        else:
+            yield "learning_rate_too_high", why, True, None
     elif math.isnan(loss.constant) and loss.flat:
         why = (
             f"the loss has not fallen since its first steps, and whether the median of the last {loss.kept}, "

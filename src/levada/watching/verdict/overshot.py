@@ -50,6 +50,7 @@ class Before:
         jump: from and to where the loss jumped, as `Spikes.before` returns it.
         rise: of the learning rate, as `raised` returns it.
         negated: whether the loss is known to be a negative multiple of a cross entropy or a mean square.
+        whose: of which of several optimizers the rate is, in words behind a space; "" where theirs are the same.
     """
 
     rows: Sequence[Sample]
@@ -60,6 +61,7 @@ class Before:
     jump: Mapping[str, Any] | None = None
     rise: Mapping[str, Any] | None = None
     negated: bool = False
+    whose: str = ""
 
 
 def lower_rate(rate: float, moved: float) -> float:
@@ -141,7 +143,8 @@ def blamed(finding: Finding, before: Before, model: nn.Module | None, told: Find
     # A loss that came up in one step, at steps that were short before it, may be that of one batch.
     odd = climb is None and raised is None and (before.learned or (before.jump is not None and not usual >= LARGE))
     also = " A batch that stands out can have made it so: a replay of the step's bundle shows it." if odd else ""
-    claim = f"Steps that were too long came before it, at a learning rate of {before.rate:.3g}: {'; '.join(words)}."
+    rate = f"{before.rate:.3g}{before.whose}"
+    claim = f"Steps that were too long came before it, at a learning rate of {rate}: {'; '.join(words)}."
     return _with_blame(finding, {**shown, "lower": lower, "claim": f"{claim}{also}"})
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, final
 
 from levada.diagnose.finding import Finding
+from levada.runs.losses import optimizers_in
 from levada.watching.verdict.baseline import LossBaseline
 from levada.watching.verdict.departures import Departures
 from levada.watching.verdict.lowest import median_of
 from levada.watching.verdict.spike import Spikes
 from levada.watching.verdict.view import View
 
-__all__ = ["LossSeries", "optimizers_in"]
+__all__ = ["LossSeries", "kinds_apart", "kinds_of"]
 
 # Losses of two optimizers are others if of so many changes from the turn of one to that of the other all but one rise,
 # and of as many back all but one fall, by such a share of their size; and half of them by more than so many deviations
@@ -128,6 +129,30 @@ class LossSeries:
             clear = min(sum(x > far for x in up), sum(-x > far for x in down)) >= CHANGES - 1
             self.mixed = clear and median_of([abs(x) for x in (*up, *down)]) > APART * max(one, other)
 
+    def before(
+        self, step: int, recent: Iterable[tuple[int, float]], turn_of: Callable[[int], int]
+    ) -> tuple[dict[str, Any] | None, Sequence[tuple[int, float]], LossBaseline]:
+        """Return how a loss rose before one that is not finite, as `Spikes.before`; that series' last losses, and it.
+
+        Of several series it is the one whose loss rose first; without a rise, that of the last step.
+
+        Args:
+            step: the first whose loss is not finite.
+            recent: steps and finite losses that `see` does not know yet.
+            turn_of: gives the turn of a step that has ended.
+        """
+        recent = [one for one in recent if one[0] < step]
+        each = self._of if self.mixed else {0: self._whole}
+        found = []
+        for turn, one in each.items():
+            new = [(at, loss) for at, loss in recent if not self.mixed or turn_of(at) == turn]
+            losses = [*one.loss.latest, *new]
+            last = losses[-1][0] if losses else -1
+            jump = one.spikes.before(step, new, one.loss)
+            found.append((math.inf if jump is None else jump["step"], -last, jump, losses, one.loss))
+        _, _, jump, losses, loss = min(found, key=lambda one: one[:2])
+        return jump, losses, loss
+
     def told(self, view: View, departures: Departures, optimizers: Sequence[Any]) -> list[Finding]:
         """Return a finding of each jump that is open, stays up, or was until now.
 
@@ -141,7 +166,7 @@ class LossSeries:
             return [self._of_turn(one, optimizers) for one in found]
         told: list[Finding] = []
         for turn, one in self._of.items():
-            whose = f"The loss of {optimizers_in(turn, optimizers)} jumped"
+            whose = f"The loss of {optimizers_in(turn, kinds_of(optimizers))} jumped"
             for finding in one.spikes.told(replace(view, loss=one.loss), departures):
                 claim = finding.claim.replace("The loss jumped", whose, 1)
                 told.append(replace(finding, claim=claim, evidence={**finding.evidence, "turn": turn}))
@@ -154,25 +179,25 @@ class LossSeries:
             return finding
         return replace(
             finding,
-            claim=f"{finding.claim} That was a step of {optimizers_in(turn, optimizers)}.",
+            claim=f"{finding.claim} That was a step of {optimizers_in(turn, kinds_of(optimizers))}.",
             evidence={**finding.evidence, "turn": turn},
         )
 
 
-def optimizers_in(turn: int, optimizers: Sequence[Any]) -> str:
-    """Name the optimizers that step in a turn.
+def kinds_of(optimizers: Iterable[Any]) -> list[str]:
+    """Return the class of each optimizer.
 
     Args:
-        turn: the sum of 1, 2, 4, ... of them; 0 is all.
-        optimizers: all of them.
-
-    Example:
-        >>> optimizers_in(2, ["one", "two"]), optimizers_in(0, ["one", "two"])
-        ('optimizer 2 of 2 (str)', 'all 2 optimizers')
+        optimizers: of a watch.
     """
-    those = [i for i in range(len(optimizers)) if turn >> i & 1]
-    if not those:
-        return f"all {len(optimizers)} optimizers"
-    names = " and ".join(str(i + 1) for i in those)
-    kinds = ", ".join(dict.fromkeys(type(optimizers[i]).__name__ for i in those))
-    return f"optimizer{'s' if len(those) > 1 else ''} {names} of {len(optimizers)} ({kinds})"
+    return [type(one).__name__ for one in optimizers]
+
+
+def kinds_apart(watch: Any) -> list[str]:
+    """Return the class of each optimizer of a watch whose optimizers have losses of their own; of others nothing.
+
+    Args:
+        watch: one, or what stands for it.
+    """
+    losses = getattr(getattr(watch, "judge", None), "losses", None)
+    return kinds_of(watch.optimizers) if losses is not None and losses.mixed else []

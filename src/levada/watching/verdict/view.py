@@ -12,13 +12,26 @@ from torch import Tensor, nn
 
 from levada.diagnose.finding import Finding
 from levada.probe.trace import Site, Trace
+from levada.runs.losses import optimizers_in
 from levada.watching.loop.places import original, plain_name
 from levada.watching.measure.sample import Sample
 from levada.watching.steps.alike import Rows
 from levada.watching.steps.silence import Silence
 from levada.watching.verdict.baseline import ZERO, Baseline, LossBaseline, octaves
 
-__all__ = ["ADAPTIVE", "COMPARED", "MANY", "Blocks", "View", "at_rest", "loss_falls", "membership", "rate_of", "rests"]
+__all__ = [
+    "ADAPTIVE",
+    "COMPARED",
+    "MANY",
+    "Blocks",
+    "View",
+    "at_rest",
+    "loss_falls",
+    "membership",
+    "rate_of",
+    "rests",
+    "whose_rate",
+]
 
 COMPARED: Final = ("signal_rms", "gradient_rms", "weight_rms", "weight_gradient_rms", "update_ratio", "zero_fraction")
 """The signals that have a baseline."""
@@ -264,6 +277,17 @@ def rate_of(optimizers: Sequence[Any]) -> float:
     if rate is None or (isinstance(rate, Tensor) and rate.device.type != "cpu"):
         return math.nan
     return float(rate)
+
+
+def whose_rate(optimizers: Sequence[Any]) -> str:
+    """Say whose `rate_of` is, where those of several optimizers differ, behind a space; else "".
+
+    Args:
+        optimizers: the optimizers.
+    """
+    if len({rate_of([one]) for one in optimizers}) < 2:
+        return ""
+    return f" in {optimizers_in(1, [type(one).__name__ for one in optimizers])}, the one whose rate is followed"
 
 
 def membership(optimizers: Sequence[Any]) -> tuple[tuple[int, int, bool], ...]:
