@@ -12,6 +12,7 @@ from tests.watching.by_hand import agree, by_hand, data, loss_of, make, sgd, tra
 
 import levada
 from levada.watching.loop.own import OwnPasses
+from levada.watching.measure.statistics import Kind
 from levada.watching.script import Watches
 
 
@@ -249,6 +250,29 @@ def test_losses_that_other_threads_make_are_of_the_step_whose_backward_pass_is_c
     assert watching.passed == len(data()) - first  # of the second step it was not known yet
     (finding,) = watching.findings
     assert "the batch that the model was given is not finite" in finding.claim
+
+
+def test_no_other_thread_adds_to_what_is_added_up(monkeypatch):
+    """Slots and sums were read one after the other, and in between a thread that evaluates could measure one more."""
+    model, free, plain = make(), [], Kind.rows
+    optimizer = sgd(model)
+
+    def is_free(lock):
+        taken = lock.acquire(blocking=False)
+        if taken:
+            lock.release()
+        return taken
+
+    def rows(self, *args):
+        with ThreadPoolExecutor(1) as pool:
+            free.append(pool.submit(is_free, watching._engine._statistics.lock).result())
+        return plain(self, *args)
+
+    monkeypatch.setattr(Kind, "rows", rows)
+    with levada.watch(model, optimizer, every=1, max_overhead=math.inf) as watching:
+        train(model, optimizer, data())
+    assert len(free) >= 3
+    assert not any(free)
 
 
 def test_a_thread_that_evaluates_with_gradients_all_the_time_ends_no_measuring():

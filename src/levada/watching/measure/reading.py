@@ -167,13 +167,13 @@ class Reading:
             self._handles.append(handle)
 
     def _arrive(self, number: int, slot: Slot, gradient: Tensor | None) -> None:
-        if (
-            not self._open or gradient is None or not self._own.counted
-        ):  # None where not all outputs of a function are used
+        if gradient is None or not self._own.counted:  # None where not all outputs of a function are used
             return
         begun = time.perf_counter()
         try:
             with self._statistics.lock:
+                if not self._open:  # another thread has ended the step
+                    return
                 self._reached.add(slot[0])
                 gradient = gradient.detach() if gradient.requires_grad else gradient
                 self._take(number, slot, gradient if type(gradient) is Tensor else plain(gradient))
@@ -239,17 +239,19 @@ class Reading:
         """
         if self._versions:
             self.end(True)
-        with self._statistics.lock:
+        with self._statistics.lock:  # another thread may run the model all the time
             for number, gradient in self._kept.items():
                 self._statistics.gradient.add(self._expected[number][0], gradient)
             for kind in self._statistics.all():
                 kind.flush()
-            expected = [*self._expected.items()]
+            return self._table(places, device)
+
+    def _table(self, places: int, device: torch.device) -> Tensor:
         wide = torch.float32 if device.type == "mps" else torch.float64
         table = torch.zeros(places, len(TABLE), dtype=wide)
         reached = self._reached or set(range(self.passes + 1))
         those = self.counted = reached - self._failed - (self._cleared - self._reached)
-        for number, (slot, count) in expected:
+        for number, (slot, count) in self._expected.items():
             if number not in self._arrived and slot[0] in those & self._reached:  # no gradient reached it: it is zero
                 table[slot[1], 3] += count
         result = table.to(device, non_blocking=True)
