@@ -96,6 +96,7 @@ def test_samples_are_the_same_with_and_without_loops(name, monkeypatch):
 def test_loading_waits_until_it_is_paid_for(monkeypatch):
     loaded = []
     monkeypatch.setattr(statistics, "import_kernels", lambda *names: loaded.append(names))
+    monkeypatch.setattr(statistics, "loops", lambda: None)
     monkeypatch.setattr(statistics, "_LOADING", 2.0)
     measured, cadence = statistics.Statistics(), Cadence(every=1, max_overhead=0.01)
     for seconds, expected in ((100.0, 0), (99.0, 0), (51.0, 1)):
@@ -103,6 +104,38 @@ def test_loading_waits_until_it_is_paid_for(monkeypatch):
         cadence.count(True, own=0.1, seconds=0.5)
         measured.load(cadence.affords)  # 1, 2, 2.5 seconds are allowed; 0.1 and 0.005 a time are taken
         assert len(loaded) == expected
+
+
+def test_loops_that_something_has_loaded_need_not_be_paid_for():
+    measured = statistics.Statistics()
+    measured.load(lambda seconds: False)
+    assert measured.signal._pool.on
+    assert measured.gradient._pool.on
+
+
+def test_signals_and_zeros_share_their_stacks_without_loops(monkeypatch):
+    stacked, stack = [], torch.stack
+    monkeypatch.setattr(torch, "stack", lambda tensors: stacked.append(len(tensors)) or stack(tensors))
+    measured, device = statistics.Statistics(), torch.device("cpu")
+    whole, alone, overwritten = torch.tensor([3.0, 0.0, -4.0]), torch.tensor([0.0, 0.0, 2.0]), torch.ones(3)
+    measured.see((1, 0), whole, at_once=False)
+    measured.see((1, 1), whole, at_once=True)
+    measured.see((1, 2), overwritten, at_once=False)
+    measured.zeros.add((1, 3), alone)
+    overwritten.zero_()
+    for kind, expected in (
+        (measured.signal, {(1, 0): 25.0, (1, 1): 25.0}),
+        (measured.zeros, {(1, 0): 1.0, (1, 1): 1.0, (1, 3): 2.0}),
+    ):
+        kind.flush()
+        slots, counts, sums = kind.rows(device, torch.float64)
+        assert dict(zip(slots, sums.tolist(), strict=True)) == pytest.approx(expected)
+        assert counts == [3] * len(slots)
+        assert kind.hasty == {2}
+    assert stacked == [1, 1]  # what was told for both, and what for one
+    for kind in measured.all():
+        kind.clear()
+    assert [kind.rows(device, torch.float64)[0] for kind in measured.all()] == [[], [], []]
 
 
 def test_a_tensor_told_twice_is_measured_once_for_both(monkeypatch):

@@ -199,7 +199,9 @@ class ParameterNorms:
             scale: as in `before`, for gradients that came during the step, from a closure.
         """
         rows = range(len(self.names))
-        shards = torch.tensor([float(_shards(p)) for p in self.parameters], dtype=torch.float64)
+        shards = torch.ones(len(rows), dtype=torch.float64)
+        if not {*map(type, self.parameters)} <= {*_PLAIN}:
+            shards = torch.tensor([float(_shards(p)) for p in self.parameters], dtype=torch.float64)
         measured = torch.zeros(len(rows), 3, dtype=torch.bool)
         values = torch.tensor([math.nan] * 3 + [0.0] * 2, dtype=torch.float64).repeat(len(rows), 1)
         if self._sums is not None:

@@ -16,6 +16,7 @@ from levada.ops.statistics import cpu
 from levada.ops.statistics.reference import COLUMNS, SQUARES, ZEROS
 from levada.probe.collector import Collector, Slot
 from levada.probe.statistics import mean_square
+from levada.watching.measure.listed import loops
 
 __all__ = ["Kind", "Pool", "Statistics"]
 
@@ -49,6 +50,11 @@ def _zeros(stack: Tensor) -> Tensor:
         counts = [torch.eq(piece, 0.0, out=_scratch(piece.numel())).sum() for piece in row.split(_ROOM)]
         shares.append(torch.stack(counts).sum(dtype=torch.float64) / row.numel())
     return torch.stack(shares)[:, None]
+
+
+def _both(stack: Tensor) -> Tensor:
+    """Return mean squares and shares of exact zeros, `(rows, ...) -> (rows, 2)`."""
+    return torch.cat((_squares(stack), _zeros(stack)), 1)
 
 
 _memory: Final = threading.local()  # loops that are watched in several threads write to it at once
@@ -129,12 +135,16 @@ class Kind:
     Args:
         wanted: which of them.
         pool: where they wait.
+        both: stacks of which `_both` are measured, if any.
     """
 
-    def __init__(self, wanted: int, pool: Pool) -> None:
+    def __init__(self, wanted: int, pool: Pool, both: Collector | None = None) -> None:
         self.wanted = wanted
         self.column, self._pool = _COLUMN[wanted], pool
         self._stacks = Collector(_squares if wanted == SQUARES else _zeros, room=_ROOM)
+        self._sources = [(self._stacks, 0)] if both is None else [(self._stacks, 0), (both, int(wanted == ZEROS))]
+        if both is not None:
+            self._stacks.hasty = both.hasty
         self.hasty = self._stacks.hasty  # blocks whose tensor is overwritten later
         self.clear()
 
@@ -186,21 +196,23 @@ class Kind:
     def flush(self) -> None:
         """Measure what is held."""
         self._pool.flush()
-        self._stacks.flush()
+        for stacks, _ in self._sources:
+            stacks.flush()
 
     def rows(self, device: torch.device, dtype: torch.dtype) -> tuple[list[Slot], list[int], Tensor]:
         """Return of all tensors the slot, the number of elements, and the sum of the statistic over them."""
-        measured = self._stacks.rows
+        measured = [(slots, n, block[:, at]) for stacks, at in self._sources for slots, n, block in stacks.rows]
         values = [torch.tensor(self.sums, dtype=dtype).to(device, non_blocking=True)] if self.sums else []
         slots = self.slots + [slot for held, _, _ in measured for slot in held]
         counts = self.counts + [count for held, count, _ in measured for _ in held]
-        values += [block[:, 0].to(device, dtype, non_blocking=True) * count for _, count, block in measured]
+        values += [column.to(device, dtype, non_blocking=True) * count for _, count, column in measured]
         return slots, counts, torch.cat(values) if values else torch.empty(0, dtype=dtype, device=device)
 
     def clear(self) -> None:
         """Forget everything but what was learned about overwriting."""
         self._pool.clear()
-        self._stacks.clear()
+        for stacks, _ in self._sources:
+            stacks.clear()
         self.slots: list[Slot] = []  # of what was measured: the pass and the block,
         self.counts: list[int] = []  # how many elements,
         self.sums: list[float] = []  # and the sum over them
@@ -212,9 +224,10 @@ class Statistics:
 
     def __init__(self) -> None:
         self._forward, self._backward = Pool(), Pool()
-        self.signal, self.zeros = Kind(SQUARES, self._forward), Kind(ZEROS, self._forward)
+        self._stacks = Collector(_both, room=_ROOM)
+        self.signal, self.zeros = (Kind(wanted, self._forward, self._stacks) for wanted in (SQUARES, ZEROS))
         self.gradient = Kind(SQUARES, self._backward)
-        self._both = self.signal, self.zeros
+        self._kinds = self.signal, self.zeros
         # Gradients arrive in a thread for each device, others run the model, and a signal may end the watch anywhere.
         self.lock = threading.RLock()
 
@@ -230,22 +243,20 @@ class Statistics:
             tensor: of floating point.
             at_once: as of `Kind.add`.
         """
-        hasty = at_once or slot[1] in self.signal.hasty or slot[1] in self.zeros.hasty
-        if hasty or not self._forward.takes(tensor):
-            self.zeros.add(slot, tensor, at_once=at_once)
-            self.signal.add(slot, tensor, at_once=at_once)
+        if at_once or slot[1] in self._stacks.hasty or not self._forward.takes(tensor):
+            self._stacks.add(slot, tensor, at_once=at_once)
         else:
-            self._forward.add(self._both, SQUARES | ZEROS, slot, tensor)
+            self._forward.add(self._kinds, SQUARES | ZEROS, slot, tensor)
 
     def load(self, affords: Callable[[float], bool]) -> None:
-        """Load the loops, where the time that it takes is paid for.
+        """Load the loops, where the time that it takes is paid for; something else may have loaded them.
 
         Args:
             affords: whether so many seconds are.
         """
-        if not self._forward.on and affords(_LOADING):
-            loops = import_kernels("levada.ops.statistics.loops", "numba")
-            self._forward.on = self._backward.on = loops is not None
+        if not self._forward.on and (loops() is not None or affords(_LOADING)):
+            kernels = import_kernels("levada.ops.statistics.loops", "numba")
+            self._forward.on = self._backward.on = kernels is not None
 
     def clear(self) -> None:
         """Drop what is held."""
