@@ -93,7 +93,8 @@ def divided_as(like: Any, value: Tensor) -> Tensor:
         return distribute_tensor(value.detach().to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     if value.device_mesh != like.device_mesh or value.placements == like.placements:
         return value
-    return value.detach().redistribute(placements=like.placements)
+    given: Any = value.detach()
+    return given.redistribute(placements=like.placements)  # type: ignore[no-any-return]
 
 
 def write_layers(stacked: Any, layers: Sequence[Tensor]) -> None:
