@@ -138,6 +138,9 @@ def test_one_process_goes_on_with_weights_and_moments(name, way, found, expected
 
 
 def test_what_needs_whole_layers_says_so(found):
+    probed = found["refused"].pop("probe")
+    assert "Probe: parameters must be whole in this process" in probed
+    assert "Use levada.watch" in probed
     assert set(found["refused"]) == {"arrange", "check"}
     for told in found["refused"].values():
         assert "sharding has divided the stacked" in told
@@ -207,6 +210,7 @@ def refused(net: nn.Module) -> dict[str, str]:
     told = {}
     for name, call in {
         "arrange": lambda: net[1].arrange(stacked=False),
+        "probe": lambda: levada.Probe(net[1]).__enter__(),
         "check": lambda: levada.check(net, batch=batch()),
     }.items():
         try:
