@@ -108,9 +108,9 @@ def stacked_placement(model: nn.Module, mesh: DeviceMesh | None = None) -> Calla
     """Say how FSDP2 divides the tensors of stacked layers so that each process has a part of every layer.
 
     By itself `fully_shard` cuts `[depth, ...]` along the depth: a process holds some layers whole, and to read them by
-    layer (`state_dict`, `load_state_dict`), all processes exchange them. With this, a layer's slice is cut as its own
-    parameter would be, along its first axis that the number of processes divides, and is read where it is. What has no
-    such axis, such as a scale, stays cut along the depth.
+    layer (`state_dict`, `load_state_dict`), all processes exchange them. With this they are cut along the first axis of
+    the layers, as a plain stack's are, and read where they are. FSDP2 can do that only where the number of processes
+    divides the axis: other tensors, such as those of a scale, stay cut along the depth.
 
     Args:
         model: a model with stacked stacks; stack, initialise and move it before.
@@ -134,9 +134,8 @@ def stacked_placement(model: nn.Module, mesh: DeviceMesh | None = None) -> Calla
     stacked = {parameter for stack in stacks for parameter in stack.parameters()}
 
     def placement(parameter: nn.Parameter) -> Shard | None:
-        axes = range(1, parameter.dim()) if parameter in stacked and parameter.numel() else ()
-        axis = next((axis for axis in axes if parameter.shape[axis] % processes == 0), None)
-        return None if axis is None else Shard(axis)
+        divides = parameter in stacked and parameter.dim() > 1 and parameter.shape[1] % processes == 0
+        return Shard(1) if divides else None
 
     return placement
 

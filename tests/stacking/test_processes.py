@@ -1,4 +1,4 @@
-"""Stacks with stacked parameters on two processes: averaged gradients, checkpoints by layer, and sharding."""
+"""Stacks with stacked parameters on two processes: averaged gradients, and checkpoints by layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import levada
-from levada._errors import UsageError
 
 DIM, DEPTH = 6, 4
 
@@ -52,25 +51,20 @@ def test_averaged_gradients_train_it_as_a_single_process_does(found, expected):
     torch.testing.assert_close(found["averaged"], expected)
 
 
+def test_a_whole_state_is_set_by_layer(found, expected):
+    torch.testing.assert_close(found["set"], expected)
+
+
 @pytest.mark.parametrize("into", ["stacked", "plain"])
 def test_a_checkpoint_has_the_layers_names(into, found, expected):
     assert sorted(found["names"]) == sorted(expected)
     torch.testing.assert_close(found["loaded"][into], expected)
 
 
-def test_what_is_sharded_trains_and_is_not_taken_apart(found, expected):
-    weights = [value for name, value in expected.items() if name.endswith("branch.1.weight")]
-    torch.testing.assert_close(found["sharded"]["stacked.branch.1.weight"], torch.stack(weights))
-    assert found["shapes"] == [DEPTH // 2] * len(found["sharded"])
-    message = found["error"]
-    assert "divided the stacked" in message
-    assert "arrange(stacked=False) before fully_shard" in message
-
-
 def work(rank: int, folder: Path) -> None:
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.nn.parallel import DistributedDataParallel
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -87,14 +81,9 @@ def work(rank: int, folder: Path) -> None:
         dcp.load({"model": state}, checkpoint_id=str(folder / "checkpoint"))
         fresh.load_state_dict(state)
         result["loaded"][into] = fresh.state_dict()
-    sharded = fully_shard(build(), mesh=dist.init_device_mesh("cpu", (2,)))
-    train(sharded, half)
-    result["sharded"] = {name: p.detach().full_tensor() for name, p in sharded.named_parameters()}
-    result["shapes"] = [len(p.to_local()) for p in sharded.parameters()]
-    try:
-        sharded.state_dict()
-    except UsageError as error:
-        result["error"] = str(error)
+    fresh = build()
+    set_model_state_dict(fresh, averaged.state_dict(), options=StateDictOptions(full_state_dict=True))
+    result["set"] = fresh.state_dict()
     if rank == 0:
         torch.save(result, folder / "found.pt")
     dist.barrier()  # a process that ends while the other still talks to it aborts

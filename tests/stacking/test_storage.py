@@ -250,6 +250,5 @@ def test_watching_measures_the_same(batch):
 
 def test_what_needs_layers_that_hold_their_own_says_so():
     _, stacked = pair(connection=HyperConnection)
-    for ask in (levada.shard_connections, lambda model: levada.convert(model, levada.ReZero)):
-        with pytest.raises(UsageError, match=r"arrange\(stacked=False\)"):
-            ask(nn.Sequential(nn.Linear(DIM, DIM), stacked))
+    with pytest.raises(UsageError, match=r"arrange\(stacked=False\)"):
+        levada.convert(nn.Sequential(nn.Linear(DIM, DIM), stacked), levada.ReZero)

@@ -28,7 +28,7 @@ from levada.probe.statistics import activity, limits, moments
 from levada.probe.streams import Mixing
 from levada.probe.taps import Plan, Taps, Target, plan_from, targets_of
 from levada.probe.trace import Trace
-from levada.stacking import parameters_of
+from levada.stacking import LayerSlice, parameters_of
 
 __all__ = ["Probe"]
 
@@ -63,7 +63,8 @@ class Probe:
         noise: whether to measure `gradient_snr` over the sampled steps, which holds one copy of the gradients.
 
     Raises:
-        UsageError: if `every` is below 1.
+        UsageError: if `every` is below 1; on entering it, if parameters whose updates are to be read, or that are
+            stacked, are divided among processes.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -129,6 +130,7 @@ class Probe:
     def __enter__(self) -> Self:
         if self.active:
             raise UsageError("Probe: this probe is already active. Leave its with-block first, or make another Probe.")
+        self._require_whole()
         self.active = True
         if self.optimizer is not None:
             self._handles.append(self.optimizer.register_step_pre_hook(self._before_step))
@@ -188,6 +190,16 @@ class Probe:
 
     def _optimizer_name(self) -> str | None:
         return None if self.optimizer is None else type(self.optimizer).__name__
+
+    def _require_whole(self) -> None:
+        """Raise if weights are to be read, or told apart by layer, of which each process has a part."""
+        for name, parameter in parameters_of(self.model):
+            divided = hasattr(parameter, "placements")
+            if divided and (self.optimizer is not None or isinstance(parameter, LayerSlice)):
+                raise UsageError(
+                    f"Probe: parameters must be whole in this process, and {name} is divided among several, as by "
+                    "fully_shard. Use levada.watch, which adds up what each has; or probe the model before."
+                )
 
     # Arming: what is attached, and when.
 

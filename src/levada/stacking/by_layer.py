@@ -18,7 +18,7 @@ __all__ = ["after_loading", "as_layers", "before_loading", "require_by_layer"]
 def before_loading(stack: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Give each layer of a stack its own parameters, for what loads by layer.
 
-    Values of a whole layer are divided among processes where the layers are.
+    Values that are whole, or divided in another way, are divided among processes as the layers are.
 
     Args:
         stack: a Stack.
@@ -36,9 +36,9 @@ def before_loading(stack: nn.Module, state: dict[str, Any], prefix: str, *_: Any
     del stack._modules["stacked"]
     for name, own in stack.named_parameters():
         value = state.get(prefix + name)
-        if isinstance(value, Tensor) and hasattr(own, "placements") and not hasattr(value, "placements"):
-            # PyTorch tells of another shape.
-            state[prefix + name] = divided_as(own, value) if value.shape == own.shape else value
+        # PyTorch tells of another shape.
+        if isinstance(value, Tensor) and hasattr(own, "placements") and value.shape == own.shape:
+            state[prefix + name] = divided_as(own, value)
 
 
 def after_loading(stack: nn.Module, *_: Any) -> None:

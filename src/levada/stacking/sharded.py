@@ -81,16 +81,20 @@ def stacked_as(like: Any, layers: Sequence[Tensor]) -> Tensor:
 
 
 def divided_as(like: Any, value: Tensor) -> Tensor:
-    """Return values that each process has whole, divided like a DTensor; nothing is sent.
+    """Return values divided like a DTensor; nothing is sent of those that each process has whole.
 
     Args:
         like: a DTensor.
-        value: of its shape.
+        value: of its shape; another DTensor, if it is one of the same processes.
     """
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    given = value.detach().to(like.device)
-    return distribute_tensor(given, like.device_mesh, like.placements, src_data_rank=None)
+    if not isinstance(value, DTensor):
+        return distribute_tensor(value.detach().to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    if value.device_mesh != like.device_mesh or value.placements == like.placements:
+        return value
+    given: Any = value.detach()
+    return given.redistribute(placements=like.placements)  # type: ignore[no-any-return]
 
 
 def write_layers(stacked: Any, layers: Sequence[Tensor]) -> None:
