@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -152,10 +152,17 @@ def test_every_rule_has_a_picture_or_a_reason_why_none_tells_anything():
     assert not set(PICTURES) & set(WORDS_ALONE)
 
 
+@cache
+def checked(rule: str) -> dict[str, Any]:
+    """What the check of a fault says, which no test changes."""
+    build, batch, how, _ = FAULTS[rule]
+    return levada.check(build(), batch, **how).to_dict()
+
+
 @pytest.mark.parametrize("rule", FAULTS)
 def test_the_picture_of_a_real_fault_shows_what_the_rule_read(rule):
-    build, batch, how, shown = FAULTS[rule]
-    report = levada.check(build(), batch, **how).to_dict()
+    *_, shown = FAULTS[rule]
+    report = checked(rule)
     (finding,) = [f for f in report["findings"] if f["rule"] == rule and f["severity"] != "info"]
     blocks = sorted(report["blocks"], key=lambda block: block["order"])
     drawn = evidence_picture(finding, report, blocks)
@@ -173,10 +180,9 @@ def test_the_picture_of_a_real_fault_shows_what_the_rule_read(rule):
     assert finding["cost_ms"]["total"] > 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def forgetful() -> dict[str, Any]:
-    build, batch, how, _ = FAULTS["short_memory"]
-    return levada.check(build(), batch, **how).to_dict()
+    return checked("short_memory")
 
 
 def test_a_memory_is_drawn_as_it_was_measured_and_not_told(forgetful):
@@ -221,8 +227,7 @@ def test_a_horizon_beyond_what_was_measured_is_not_marked(forgetful):
 
 
 def test_each_draw_of_the_weights_is_a_thin_line():
-    build, batch, how, _ = FAULTS["misscaled_weights"]
-    report = levada.check(build(), batch, **how).to_dict()
+    report = checked("misscaled_weights")
     (finding,) = [f for f in report["findings"] if f["rule"] == "misscaled_weights"]
     courses = finding["evidence"]["curves"]["drawn_again"]
     assert [len(course) for course in courses] == [len(finding["evidence"]["tests"]["loss_as_it_is"])] * 3 == [61] * 3
@@ -256,8 +261,7 @@ def test_a_rule_without_a_picture_says_why_on_the_page(rule, factory):
 
 
 def test_the_matrices_are_drawn_and_not_told():
-    build, batch, how, _ = FAULTS["rank_collapse"]
-    report = levada.check(build(), batch, **how).to_dict()
+    report = checked("rank_collapse")
     (finding,) = [f for f in report["findings"] if f["rule"] == "rank_collapse"]
     after = torch.tensor(finding["evidence"]["matrices"]["behind 4"])
     assert torch.allclose(after.abs(), torch.ones_like(after), atol=1e-3)
@@ -276,8 +280,7 @@ def test_a_report_without_what_a_picture_needs_has_none():
 
 
 def test_what_sarif_holds_of_a_finding():
-    build, batch, how, _ = FAULTS["dead_units"]
-    log = to_sarif(levada.check(build(), batch, **how).to_dict())
+    log = to_sarif(checked("dead_units"))
     told = log["runs"][0]["results"][0]["properties"]
     assert told["calibration"]["of"] > 300
     assert told["ruled_out"][0].startswith("Not ")
