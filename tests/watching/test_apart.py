@@ -116,22 +116,37 @@ def test_of_a_pipeline_the_last_stage_tells(tmp_path, run):
 
 
 def test_the_loss_of_a_step_under_way_is_told_again_with_its_optimizer():
-    told, made, ended = [], [0], []
+    told, turns, ended = [], [], []
     kept = KeptLosses(
         lambda type, **fields: told.append(fields),
         lambda: ended,
         shared=False,
-        turn_of=lambda step: 1 + step % 2,
-        made=lambda: made[0],
+        turn_of=lambda step: turns[step] if step < len(turns) else None,
     )
     kept.hear(0, torch.tensor(2.0))
     kept.found(0)  # before its update
     ended.append((0, torch.tensor(2.0)))
-    made[0] = 1
+    turns.append(1)
     kept.hear(1, torch.tensor(7.0))
-    made[0] = 2
+    turns.append(2)
     kept.keep(2)
     assert [(one["steps"], one["turns"]) for one in told] == [([0], [None]), ([0, 1], [1, 2])]
+
+
+def test_a_step_that_is_not_made_is_no_optimizers(tmp_path):
+    def break_off(watch):
+        for optimizer in watch.optimizers:
+            optimizer.register_step_pre_hook(lambda *_: check(watch))
+
+    def check(watch):
+        if watch.steps == 401:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(PATTERNS["both"], run=tmp_path / "run", begin=break_off)
+    each = Run(tmp_path / "run").losses_by_optimizer()
+    assert [name for name in each if name not in NAMES] in ([], ["a step that did not end"])
+    assert max(step for name in NAMES for step, _ in each[name]) == 400
 
 
 def test_the_page_draws_a_line_of_each_and_says_no_pause(run):
@@ -256,6 +271,31 @@ def test_a_nan_of_one_of_several_losses_is_laid_to_the_steps_before_it():
     assert "Before it the loss jumped, at step 402, from 0.28" in found.claim, found.claim
     assert "The learning rate rose from 0.001 to 3 at step 401." in found.claim
     assert "Steps that were too long came before it, at a learning rate of 3 in optimizer 1 of 2 (SGD)" in found.claim
+
+
+def test_of_a_loop_that_stops_before_the_update_the_last_loss_is_of_none(tmp_path):
+    torch.manual_seed(0)
+    one, two = nn.Linear(4, 1), nn.Linear(4, 1)
+    pair = nn.ModuleDict({"one": one, "two": two})
+    each = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in (one, two)]
+    out = io.StringIO()
+    with levada.watch(pair, each, every=5, max_overhead=math.inf, run=tmp_path / "run") as watch:
+        watch.listen(Live(watch, stream=out))
+        for step in range(201):
+            which = step % 2
+            loss = (pair[("one", "two")[which]](torch.ones(8, 4)) - 10**which).square().mean()
+            (loss * (math.nan if step == 200 else 1)).backward()
+            if step < 200:
+                each[which].step()
+                each[which].zero_grad()
+    assert watch.judge.losses.mixed
+    assert [turn for turn, _ in watch.judge.losses.each] == [1, 2]
+    read = Run(tmp_path / "run").losses_by_optimizer()
+    (last,) = read.pop("a step that did not end")
+    assert last[0] == 200
+    assert math.isnan(last[1])
+    assert list(read) == ["optimizer 1 of 2 (SGD)", "optimizer 2 of 2 (SGD)"]
+    assert "of all optimizers" not in out.getvalue()
 
 
 def test_a_rate_that_is_not_that_of_the_steps_is_told_with_whose_it_is():

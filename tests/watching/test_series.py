@@ -126,7 +126,7 @@ def test_turns_are_known_by_step_and_steps_of_all_are_none():
         for one in those:
             turn.add(one)
         turn.end(step)
-    assert [turn.of(step) for step in range(4)] == [1, 2, 0, 0]
+    assert [turn.of(step) for step in range(4)] == [1, 2, 0, None]
     for step in range(200_000):
         turn.add(first)
         turn.end(step)

@@ -269,10 +269,7 @@ def _unwrapped(optimizer: Any) -> Any:
         inner = inner.optimizer
     if not hasattr(inner, "register_step_post_hook") or not hasattr(inner, "param_groups"):
         came = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else type(optimizer).__name__
-        advice = (
-            "Several are given in a list."
-            if isinstance(optimizer, Iterable) and came != "str"
-            else ("Give None, and call Watch.step() after each update.")
-        )
+        several = isinstance(optimizer, Iterable) and not isinstance(optimizer, str)
+        advice = "Several are given in a list." if several else "Give None, and call Watch.step() after each update."
         raise UsageError(f"watch: the optimizer must be a torch.optim.Optimizer, got {came}. {advice}")
     return inner

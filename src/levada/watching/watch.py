@@ -92,7 +92,7 @@ class Watch(Uncopied):
         self._engine.broke = self._engine.passes.moved.tell = lambda: self._tell_all(self.steps)
         self._engine.left = partial(self._before_update, left=True)
         self.ended_losses: Callable[[], Sequence[tuple[int, Tensor]]] = lambda: self._engine.losses.ended
-        self.turn_of: Callable[[int], int] = lambda step: self._engine.turn_of(step)
+        self.turn_of: Callable[[int], int | None] = lambda step: self._engine.turn_of(step)
         self.unheard: Callable[[], tuple[str, bool]] = lambda: self._engine.pauses.unheard
         self._attach()
 

@@ -45,7 +45,7 @@ class Turn:
     def __init__(self, optimizers: Sequence[Any]) -> None:
         self.skips, self.round = 0, 1
         self._order = [id(optimizer) for optimizer in optimizers]
-        self._waited, self._of = set(self._order), dict[int, int]()
+        self._waited, self._of, self._ended = set(self._order), dict[int, int](), -1
         self._stepped, self._skipped = set[int](), set[int]()
         self._kinds = set[frozenset[int]]()
         self._turns = 0
@@ -102,6 +102,7 @@ class Turn:
         Args:
             step: its number, for `of`; None where its loss is not heard.
         """
+        self._ended = self._ended if step is None else step
         if step is not None and not self.alone and not self._waited <= self._stepped:
             self._of[step] = sum(1 << i for i, key in enumerate(self._order) if key in self._stepped)
             if len(self._of) > KEPT:
@@ -121,13 +122,13 @@ class Turn:
         since = self._turns - _ROUND
         self.round = max((n for key, n in self._rests.items() if n <= _ROUND and self._last[key] > since), default=1)
 
-    def of(self, step: int) -> int:
-        """Return which optimizers made a step: the sum of 1, 2, 4, ... of them; 0 if all did, or it is not known.
+    def of(self, step: int) -> int | None:
+        """Return which optimizers made a step: the sum of 1, 2, 4, ... of them; 0 if all did, None of one not made yet.
 
         Args:
             step: whose loss waits, or has come with the last sample.
         """
-        return self._of.get(step, 0)
+        return self._of.get(step, 0) if step <= self._ended else None
 
     def drop(self) -> None:
         """Forget who has stepped."""

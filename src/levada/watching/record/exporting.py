@@ -136,7 +136,8 @@ class Exporting:
         kinds, turn_of = kinds_apart(self.watch), getattr(self.watch, "turn_of", lambda step: 0)
         numbers = dict(sample.scalars)
         for step, loss in sample.losses:
-            own = {loss_tag(optimizers_in(turn_of(step), kinds)): loss} if kinds else {}
+            turn = turn_of(step) if kinds else None
+            own = {} if turn is None else {loss_tag(optimizers_in(turn, kinds)): loss}
             if step < sample.step:
                 self._write(step, sample.time, {"loss": loss, **own})
             else:

@@ -35,8 +35,8 @@ class KeptLosses:
         add: takes an event, as `Events.add`.
         ended: gives step and loss of what has ended since the last sample, in order.
         shared: whether samples bring the means over several processes.
-        turn_of: gives which optimizers made a step, by the sum of 1, 2, 4, ... of them; 0 if all did.
-        made: gives the number of steps that were made, where there are several optimizers.
+        turn_of: gives which optimizers made a step, by the sum of 1, 2, 4, ... of them; 0 if all did, None of one that
+            was not made.
     """
 
     def __init__(
@@ -45,11 +45,10 @@ class KeptLosses:
         ended: Callable[[], Sequence[tuple[int, Tensor]]],
         *,
         shared: bool,
-        turn_of: Callable[[int], int] = lambda step: 0,
-        made: Callable[[], int] | None = None,
+        turn_of: Callable[[int], int | None] = lambda step: 0,
     ) -> None:
         self._add, self._ended, self._shared = add, ended, shared
-        self._turn_of, self._made = turn_of, made
+        self._turn_of = turn_of
         self._means: dict[str, str | int] = {OF: ALL} if shared else {}
         self._own: dict[str, str | int] = {OF: process_rank()} if shared else {}
         self._later: dict[int, Tensor] = {}
@@ -88,7 +87,7 @@ class KeptLosses:
         self.keep(new[0][0] - 1 if new else self._written)
         if new:
             steps, values = zip(*new, strict=True)
-            whose = {**self._means, **self._by(steps, made=sample.step + 1)}
+            whose = {**self._means, **self._by(steps)}
             self._add("loss", steps=list(steps), time=sample.time, values=list(values), **whose)
             self._written, self._at = steps[-1], time.monotonic()
         # A sample arrives after the update that follows it.
@@ -108,8 +107,7 @@ class KeptLosses:
         ended = {} if self._shared else self._newly_ended()
         known = {**self._later, **ended}
         self._write({step: known[step] for step in sorted(known) if self._written < step <= last})
-        if self._made is not None:  # what is under way is told again
-            last = min(last, self._made() - 1)
+        last = min([last, *(step - 1 for step in known if self._turn_of(step) is None)])  # that is told again
         self._later = {step: loss for step, loss in self._later.items() if step > last}
         self._written = max([self._written, *(step for step in known if step <= last)])
 
@@ -140,12 +138,9 @@ class KeptLosses:
     def _newly_ended(self) -> dict[int, Tensor]:
         return dict(takewhile(lambda one: one[0] > self._written, reversed(self._ended())))
 
-    def _by(self, steps: Sequence[int], *, made: int | None = None) -> dict[str, list[int | None]]:
+    def _by(self, steps: Sequence[int]) -> dict[str, list[int | None]]:
         """Say which optimizers made these steps, where not all made each; of a step that was not made, None."""
-        if self._made is None:
-            return {}
-        made = self._made() if made is None else made
-        turns = [self._turn_of(step) if step < made else None for step in steps]
+        turns = [self._turn_of(step) for step in steps]
         return {TURNS: turns} if any(turn != 0 for turn in turns) else {}
 
     def _write(self, losses: dict[int, Tensor]) -> None:

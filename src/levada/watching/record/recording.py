@@ -163,10 +163,9 @@ class Recording:
         self._heard: list[Finding] = []
         self._steps = self._samples = self._dropped = 0
         ended = getattr(watch, "ended_losses", tuple)
-        turns, several = getattr(watch, "turn_of", lambda step: 0), len(getattr(watch, "optimizers", ())) > 1
-        made = (lambda: watch.steps) if several else None
-        shared = is_one_of_several()
-        self._losses = KeptLosses(self._add_losses, ended, shared=shared, turn_of=turns, made=made)
+        several = len(getattr(watch, "optimizers", ())) > 1
+        turns = {"turn_of": watch.turn_of} if several and hasattr(watch, "turn_of") else {}
+        self._losses = KeptLosses(self._add_losses, ended, shared=is_one_of_several(), **turns)
         self._apart = False  # whether it was told that optimizers have losses of their own
         self._scalars = KeptScalars(self._events.add)
         self._coefficients = KeptCoefficients(self.folder, rank, keep, self._events.add)

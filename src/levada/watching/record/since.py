@@ -60,7 +60,7 @@ class Since:
         """What applies the rules."""
         return self._watch.judge
 
-    def turn_of(self, step: int) -> int:
+    def turn_of(self, step: int) -> int | None:
         """Give which optimizers made a step, as `Watch.turn_of`."""
         return self._watch.turn_of(step)
 

@@ -16,7 +16,8 @@ class Courses:
     """The losses of all steps so far, and those of the steps of each optimizer.
 
     Args:
-        turn_of: gives which optimizers made a step, by the sum of 1, 2, 4, ... of them; 0 if all did.
+        turn_of: gives which optimizers made a step, by the sum of 1, 2, 4, ... of them; 0 if all did, None of one that
+            was not made.
 
     Attributes:
         whole: all of them.
@@ -30,7 +31,7 @@ class Courses:
         ((3, 7.0), {1: [1.0, 1.0], 2: [7.0, 7.0]})
     """
 
-    def __init__(self, turn_of: Callable[[int], int]) -> None:
+    def __init__(self, turn_of: Callable[[int], int | None]) -> None:
         self._turn_of = turn_of
         self.whole, self.each = Course(), dict[int, Course]()
 
@@ -39,11 +40,11 @@ class Courses:
         """The last step, and its loss."""
         return self.whole.last
 
-    def add(self, step: int, loss: float, *, made: bool = True) -> None:
+    def add(self, step: int, loss: float) -> None:
         """Add the loss of a step; of one that was not made nobody knows which optimizers would have."""
         self.whole.add(step, loss)
         turn = self._turn_of(step)
-        if made and (turn or self.each) and (turn in self.each or len(self.each) < MOST):
+        if turn is not None and (turn or self.each) and (turn in self.each or len(self.each) < MOST):
             self.each.setdefault(turn, Course()).add(step, loss)
 
     def copy(self) -> Courses:

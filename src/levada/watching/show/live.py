@@ -194,7 +194,7 @@ class Live:
             self._hear_others()
             last = self._last(wait=True)
             if last is not None and (self._losses.last is None or last[0] > self._losses.last[0]):
-                self._losses.add(*last, made=last[0] < self._watch.steps)
+                self._losses.add(*last)
             console = self._terminal(min(self._width(), MAX_WIDTH))
             fine, called = _fine(console), self._among.called
             losses = apart(self._watch, self._losses) or [("", self._losses.whole)]

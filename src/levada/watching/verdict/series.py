@@ -94,20 +94,21 @@ class LossSeries:
         """Losses of the series that has the most."""
         return max((one.loss.steps for one in self._of.values()), default=0)
 
-    def see(self, step: int, loss: float, turn: int = 0) -> None:
+    def see(self, step: int, loss: float, turn: int | None = 0) -> None:
         """Take the loss of a step.
 
         Args:
             step: its number.
             loss: its loss.
-            turn: which optimizers stepped, by the sum of 1, 2, 4, ... of them; 0 if all did.
+            turn: which optimizers stepped, by the sum of 1, 2, 4, ... of them; 0 if all did, None if the step was not
+                made.
         """
         gap = self._step is not None and step - self._step > 1
         self._step = step
         for one in (self._whole, *self._of.values()) if gap else ():
             one.heard = False
         self._whole.see(step, loss)
-        if not turn and not self._of:
+        if turn is None or (not turn and not self._of):
             return
         if turn in self._of or len(self._of) < MOST:
             self._of.setdefault(turn, _Series()).see(step, loss)
@@ -130,7 +131,7 @@ class LossSeries:
             self.mixed = clear and median_of([abs(x) for x in (*up, *down)]) > APART * max(one, other)
 
     def before(
-        self, step: int, recent: Iterable[tuple[int, float]], turn_of: Callable[[int], int]
+        self, step: int, recent: Iterable[tuple[int, float]], turn_of: Callable[[int], int | None]
     ) -> tuple[dict[str, Any] | None, Sequence[tuple[int, float]], LossBaseline]:
         """Return how a loss rose before one that is not finite, as `Spikes.before`; that series' last losses, and it.
 
