@@ -169,7 +169,7 @@ def shard(net: nn.Module, way: str, mesh) -> nn.Module:
     options = {} if way == "by depth" else {"shard_placement_fn": levada.stacked_placement(net, mesh)}
     if way == "connections apart":
         levada.shard_connections(net, mesh=mesh)
-    fully_shard(net[1], mesh=mesh, **options)
+    fully_shard(net[1], mesh=mesh, reshard_after_forward=way == "connections apart", **options)
     return fully_shard(net, mesh=mesh)
 
 
@@ -233,7 +233,7 @@ def work(rank: int, folder: Path) -> None:
     for name, way in CASES:
         case = result[name, way] = {"loaded": {}}
         net = shard(build(name), way, mesh)
-        y = net(half)  # after which the outermost unit stays gathered
+        y = net(half)  # after which the stack stays gathered, but in the last way
         case["between"] = whole(net.state_dict())
         case["recorded"] = "LayersBackward" in functions(y)
         y.sum().backward()

@@ -332,6 +332,23 @@ def test_a_compiled_model_is_kept_under_the_names_that_it_is_built_with(tmp_path
     assert kept.training == {"": True, "1": False}
 
 
+def test_of_what_is_sharded_no_state_dict_is_asked_for(tmp_path):
+    """One process may be alone to see a NaN, and would wait for the others."""
+
+    class Waiting(nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            raise AssertionError("waits")
+
+    model = Waiting(2, 1)
+    model.weight.placements = ()
+    keeper = Keeper(SimpleNamespace(model=model, optimizers=()), tmp_path)
+    keeper.before_update(4, torch.tensor(math.nan))
+    (folder,) = keeper.folders
+    kept = read_bundle(folder)
+    assert "weights" not in kept.values
+    assert kept.missing["weights"] == "weights.weight is a tensor that is sharded, sparse, or holds no values"
+
+
 @pytest.mark.parametrize("run", [None, "run"])
 def test_a_note_of_something_else_is_refused_with_and_without_a_run(tmp_path, run):
     model = nn.Linear(2, 2)
