@@ -72,6 +72,29 @@ def test_values_and_gradients_are_those_of_two_operations(sizes, form, compiled,
 
 
 @pytest.mark.parametrize("form", [FEW, FORMS["identity"]], ids=["few", "identity"])
+@pytest.mark.parametrize("leading", [(), (6,), (2, 3), (2, 0)], ids=str)
+def test_tokens_may_have_any_axes_and_nothing_stands_before_or_behind_the_node(leading, form, calls):
+    """A view of each argument and result would take a tenth of the time of a few tokens, and sharding warns of them."""
+    pytest.importorskip("numba")
+    tensors = arguments(torch.Size(leading).numel(), 3, 5, form)
+    of_tokens = [0, 1, 2, *range(6, len(tensors))]  # but for projection, scale and bias
+    given = [x.detach().view(*leading, *x.shape[1:]) if i in of_tokens else x for i, x in enumerate(tensors)]
+    given = [x.detach().requires_grad_() for x in given]
+    torch.testing.assert_close(run(in_one, given, form), run(in_two, given, form))
+    found = in_one(*given, form=form)
+    assert not any(y._is_view() for y in found)
+    assert len({y.grad_fn for y in found}) == 1
+    edges = [node for node, _ in found[0].grad_fn.next_functions if node is not None]
+    assert len(edges) == len(given)
+    assert all(hasattr(node, "variable") for node in edges)
+    by = torch.linspace(-1, 1, found[0].numel(), dtype=torch.float64).view(found[0].shape)
+    again = torch.autograd.grad(found[0], given, by, create_graph=True)  # by plain operations
+    expected = torch.autograd.grad(in_two(*given, form=form)[0], given, by)
+    torch.testing.assert_close([x.detach() for x in again], [*expected])
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("form", [FEW, FORMS["identity"]], ids=["few", "identity"])
 def test_products_of_a_large_projection_are_made_apart(form, calls, monkeypatch):
     pytest.importorskip("numba")
     tensors = arguments(70, 4, 33, form)

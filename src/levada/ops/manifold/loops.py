@@ -118,10 +118,7 @@ def read_backward(
     one = state.dtype.type(1)  # a literal would make loops of doubles
     zero, share = state.dtype.type(0), one / state.dtype.type(n * width)  # `one * 0` would be a double
     by_scale, by_bias = np.zeros(len(scale)), np.zeros(len(bias))  # float64: thousands of tokens cancel
-    by_factor, factors = (
-        np.zeros(len(bias)),
-        np.empty(len(bias), state.dtype),
-    )  # a logit's scale, and the gradient by it
+    by_factor, factors = np.zeros(len(bias)), np.empty(len(bias), state.dtype)  # of each logit, not of each kind
     for k in range(len(bias)):
         factors[k] = scale[min(k // n, 2)]
     gates = np.empty((2 * n, TOKENS), state.dtype)
@@ -131,10 +128,8 @@ def read_backward(
     parts, by_row = np.empty((2 * iterations, n, TOKENS), state.dtype), np.empty((n, TOKENS), state.dtype)
     by_column = np.empty((n, TOKENS), state.dtype)  # one array of three would have no layout that is known
     by_logits, reads = np.empty(len(bias), state.dtype), np.empty(n, state.dtype)
-    by_found, by_projection = (
-        np.empty((TOKENS, len(bias)), state.dtype),
-        np.zeros((0 if apart else len(bias), n * width), state.dtype),
-    )
+    by_found = np.empty((TOKENS, len(bias)), state.dtype)
+    by_projection = np.zeros((0 if apart else len(bias), n * width), state.dtype)
     streams, by_streams = state.reshape(tokens, n * width), by_state.reshape(tokens, n * width)
     for start in range(0, tokens, TOKENS):
         if mixes:

@@ -63,8 +63,9 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_new: Tensor, by_normed: Tensor) -> tuple[Tensor | None, ...]:
         new, weight = ctx.saved_tensors
-        if _is_wanted_again() or is_direct(by_new, by_normed, new, weight):
-            function = reference.residual_norm_backward if _is_wanted_again() else cpu.residual_norm_backward
+        again = _is_wanted_again()
+        if again or is_direct(by_new, by_normed, new, weight):
+            function = reference.residual_norm_backward if again else cpu.residual_norm_backward
             by_sum, by_weight, by_bias = function(by_new, by_normed, new, weight, *ctx.options)
         else:
             rows = [x.reshape(-1, new.shape[-1]) for x in (by_new, by_normed, new)]

@@ -48,10 +48,7 @@ def write_and_read(
     fitting = fit(state, out, weights, mix) and fit_reading(state, projection, scale, bias, form)
     if not (fitting and has_kernels(*tensors) and _in_one_pass(state)):
         return read_streams(write_streams(state, out, weights, mix), projection, scale, bias, form)
-    leading, tokens = state.shape[:-2], state.shape[:-2].numel()
-    flat = (None if x is None else x.reshape(tokens, *x.shape[len(leading) :]) for x in (state, out, weights, mix))
-    found = differentiable_pass(*flat, projection, scale, bias, *form)
-    new, x, reads, writes, made = (y.view(*leading, *y.shape[1:]) for y in found)
+    new, x, reads, writes, made = differentiable_pass(state, out, weights, mix, projection, scale, bias, *form)
     return x, reads, writes, made if form.mixes else None, new
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,26 +24,46 @@ def differentiable_pass(*arguments: Any) -> tuple[Tensor, ...]:
     """Return the new streams, what the next branch reads, and the weights that read, write and mix.
 
     Args:
-        *arguments: of the reference's `write_and_read`, checked.
+        *arguments: of the reference's `write_and_read`, checked, but with any axes of tokens.
     """
-    found: tuple[Tensor, ...]
-    found = _PASS(*arguments) if torch.compiler.is_compiling() else _Pass.apply(*arguments)  # type: ignore[no-untyped-call]
-    return found[:5]
+    if not torch.compiler.is_compiling():
+        found: tuple[Tensor, ...] = _Pass.apply(*arguments)  # type: ignore[no-untyped-call]
+        return found[:5]
+    leading = arguments[0].shape[:-2]
+    flat = (_flat(x, leading) for x in arguments[:4])
+    return tuple(y.view(*leading, *y.shape[1:]) for y in _PASS(*flat, *arguments[4:])[:5])
 
 
 class _Pass(torch.autograd.Function):
-    """The operation, whose kernel is called without the dispatcher on a CPU, where nobody looks at operations."""
+    """The operation, whose kernel is called without the dispatcher on a CPU, where nobody looks at operations.
+
+    Tokens become the first axis, and leading axes again, in here: each would be a node of the graph out there.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         function = cpu.write_and_read if is_direct(*arguments[:7]) else _PASS
-        found: tuple[Tensor, ...] = function(*arguments)
+        leading = arguments[0].shape[:-2]
+        found: tuple[Tensor, ...] = function(*(_flat(x, leading) for x in arguments[:4]), *arguments[4:])
+        if len(leading) != 1:
+            with torch._C._AutoDispatchBelowADInplaceOrView():  # else they are views, and FSDP2 warns of these
+                found = *(y.view(*leading, *y.shape[1:]) for y in found[:5]), *found[5:]
         _context(ctx, arguments, found)
         return found
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _derivative(ctx, *cotangents)
+        saved, of_tokens = ctx.saved_tensors, 5 if ctx.mixes else 3
+        leading = saved[of_tokens - 1].shape[:-2]
+        flat = *(_flat(x, leading) for x in saved[:of_tokens]), *saved[of_tokens:]
+        found = _gradients(ctx, flat, [_flat(y, leading) for y in cotangents[:5]])
+        if len(leading) == 1:
+            return found
+        return *(y if y is None else y.view(*leading, *y.shape[1:]) for y in found[:4]), *found[4:]
+
+
+def _flat(x: Any, leading: torch.Size) -> Any:
+    return x if x is None or len(leading) == 1 else x.reshape(leading.numel(), *x.shape[len(leading) :])
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -58,8 +79,12 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> N
 
 
 def _derivative(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-    by_new, by_x, by_reads, by_writes, by_mix = cotangents[:5]
-    *first, out, weights, new, projection, scale, bias, features, inverse = ctx.saved_tensors
+    return _gradients(ctx, ctx.saved_tensors, cotangents[:5])
+
+
+def _gradients(ctx: Any, saved: Sequence[Any], by: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    by_new, by_x, by_reads, by_writes, by_mix = by
+    *first, out, weights, new, projection, scale, bias, features, inverse = saved
     state, mix = first if ctx.mixes else (new, None)
     form = Form(*ctx.form)
     tokens, n, width = new.shape
