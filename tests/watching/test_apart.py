@@ -22,6 +22,7 @@ from levada.watching.record.exporting import Exporting
 from levada.watching.record.kept_losses import KeptLosses
 from levada.watching.show.courses import Courses, course_lines
 from levada.watching.show.live import Live
+from levada.watching.verdict.series import LossSeries
 
 NAMES = ["optimizer 1 of 2 (Adam)", "optimizer 2 of 2 (Adam)"]
 
@@ -164,6 +165,14 @@ def test_the_page_draws_a_line_of_each_and_says_no_pause(run):
     assert "loss" not in facts
 
 
+def test_no_line_is_broken_where_another_optimizer_stepped_and_each_where_no_loss_is_known(tmp_path):
+    rest = "loss", {**losses(16, 2, 2, 1, 2, 2)[1]}
+    read = written(tmp_path / "run", losses(0, *(2, 2, 2, 2, 2, 1) * 2), rest, APART)
+    (figure,) = [one for one in watch_view(read, "run", list(read.events()))["figures"] if one["title"] == "The loss"]
+    assert [row for row in figure["table"]["rows"] if "—" in row] == [["12", "—", "—"]]
+    assert "The line is broken where losses are missing: steps 12 to 15." in figure["caption"]
+
+
 def test_the_server_gives_each(run):
     pytest.importorskip("pydantic")
     from levada.web.pictures import LossOf
@@ -271,6 +280,20 @@ def test_a_nan_of_one_of_several_losses_is_laid_to_the_steps_before_it():
     assert "Before it the loss jumped, at step 402, from 0.28" in found.claim, found.claim
     assert "The learning rate rose from 0.001 to 3 at step 401." in found.claim
     assert "Steps that were too long came before it, at a learning rate of 3 in optimizer 1 of 2 (SGD)" in found.claim
+
+
+def test_the_other_optimizers_loss_is_no_jump_before_a_nan():
+    losses = LossSeries()
+    for step in range(200):
+        losses.see(step, 100.0 if step % 2 else 1.0, 1 + step % 2)
+    assert losses.mixed
+    usual = [(200, 1.0), (201, 100.0), (202, 1.0)]
+    jump, last, _ = losses.before(203, usual, lambda step: 1 + step % 2)
+    assert jump is None
+    assert {loss for _, loss in last} == {1.0}
+    jump, last, loss = losses.before(203, [*usual[:2], (202, 50.0)], lambda step: 1 + step % 2)
+    assert jump == {"step": 202, "from": 1.0, "to": 50.0}
+    assert loss.now == 1.0
 
 
 def test_of_a_loop_that_stops_before_the_update_the_last_loss_is_of_none(tmp_path):

@@ -170,7 +170,7 @@ class Recording:
         self._scalars = KeptScalars(self._events.add)
         self._coefficients = KeptCoefficients(self.folder, rank, keep, self._events.add)
         self._left: int | None = None
-        self._judged, self._judged_at = "", 0  # what was kept last, without its numbers, and at which sample
+        self._judged, self._judged_at = "", 0  # what was kept last, and at which sample
         self._bundles = self._bundle_names()
         self._over = threading.Event()
         before_end(self._close_beside)
@@ -314,11 +314,11 @@ class Recording:
         """
         standing = self._watch.standing
         fields = standing.event(counts=False)
-        worded = _NUMBER.sub("#", json.dumps(fields))
-        same = worded == self._judged and self._samples < 2 * self._judged_at
-        if not (standing.judged or standing.unjudged) or (not last and same):
+        told = json.dumps(fields)
+        alike = _NUMBER.sub("#", told) == _NUMBER.sub("#", self._judged) and self._samples < 2 * self._judged_at
+        if not (standing.judged or standing.unjudged) or (not last and (alike or told == self._judged)):
             return
-        self._judged, self._judged_at = worded, self._samples
+        self._judged, self._judged_at = told, self._samples
         self._events.add(EVENT, step=step, **(standing.event() if last else fields))
 
     def _keep_sample(self, sample: Sample) -> None:
