@@ -16,7 +16,7 @@ from levada.probe.collector import Slot
 from levada.watching.loop.arrivals import Arrival, hear_gradient
 from levada.watching.loop.losses import graph_task, in_backward
 from levada.watching.loop.own import OwnPasses
-from levada.watching.measure.statistics import Kind, Statistics
+from levada.watching.measure.statistics import Statistics
 
 __all__ = ["TABLE", "Reading", "plain"]
 
@@ -239,13 +239,15 @@ class Reading:
         """
         if self._versions:
             self.end(True)
+        wide = torch.float32 if device.type == "mps" else torch.float64
         with self._statistics.lock:
             for number, gradient in self._kept.items():
                 self._statistics.gradient.add(self._expected[number][0], gradient)
             for kind in self._statistics.all():
                 kind.flush()
             expected = [*self._expected.items()]
-        wide = torch.float32 if device.type == "mps" else torch.float64
+            # Within the lock: another thread that adds meanwhile would leave slots without their sums.
+            measured = [kind.rows(device, wide) for kind in self._statistics.all()]
         table = torch.zeros(places, len(TABLE), dtype=wide)
         reached = self._reached or set(range(self.passes + 1))
         those = self.counted = reached - self._failed - (self._cleared - self._reached)
@@ -253,16 +255,14 @@ class Reading:
             if number not in self._arrived and slot[0] in those & self._reached:  # no gradient reached it: it is zero
                 table[slot[1], 3] += count
         result = table.to(device, non_blocking=True)
-        for place, kind in enumerate(self._statistics.all()):
-            self._sum(result[:, 2 * place : 2 * place + 2], kind, those)
+        for place, found in enumerate(measured):
+            self._sum(result[:, 2 * place : 2 * place + 2], *found, those)
         if self._unknown:
             result[sorted(self._unknown), 2:4] = 0.0  # nothing was counted: NaN
         return result
 
     @staticmethod
-    def _sum(columns: Tensor, kind: Kind, those: set[int]) -> None:
-        device = columns.device
-        slots, counts, sums = kind.rows(device, columns.dtype)
+    def _sum(columns: Tensor, slots: list[Slot], counts: list[int], sums: Tensor, those: set[int]) -> None:
         rows = [row for row, slot in enumerate(slots) if slot[0] in those]
         if not rows:
             return
@@ -270,7 +270,7 @@ class Reading:
         numbers.extend(slots[row][1] for row in rows)
         numbers.extend(counts[row] for row in rows)
         # A tensor of a list takes longer.
-        found = torch.frombuffer(numbers, dtype=torch.int64).view(3, len(rows)).to(device, non_blocking=True)
+        found = torch.frombuffer(numbers, dtype=torch.int64).view(3, len(rows)).to(columns.device, non_blocking=True)
         index, sites, weight = found.unbind(0)
         columns.index_add_(0, sites, torch.stack((sums[index], weight.to(columns.dtype)), dim=1))
 
