@@ -259,9 +259,9 @@ def tanh_network(g, seed):
 # The theory's golden values are of one network each; between networks of 200 units the exponent scatters by 0.03.
 @pytest.mark.parametrize(("g", "expected"), [(0.5, -0.662), (0.9, -0.079), (1.0, -0.002), (1.5, 0.047), (2.0, 0.158)])
 def test_exponents_of_random_tanh_networks(g, expected):
-    found = [lyapunov_exponents(tanh_network(g, seed)[0]) for seed in range(6)]
+    found = [lyapunov_exponents(tanh_network(g, seed)[0]) for seed in range(4)]
     values = [float(one.values[0]) for one in found]
-    assert sum(values) / 6 == pytest.approx(expected, abs=0.05)
+    assert sum(values) / 4 == pytest.approx(expected, abs=0.05)
     assert all(0 <= float(one.errors[0]) < 0.01 for one in found)
 
 
