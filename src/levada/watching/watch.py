@@ -47,6 +47,7 @@ from levada.watching.verdict.keeper import require_notes
 __all__ = ["Watch", "watch"]
 
 _RECENT: Final = 1000  # samples that are kept
+_ENDS: Final = "A step ends with optimizer.step(), or with Watch.step() for a watch without an optimizer."
 
 
 @final
@@ -259,8 +260,7 @@ class Watch(Uncopied):
             MeasurementError: if no step was sampled.
         """
         if not self.samples:
-            ends = "A step ends with optimizer.step(), or with Watch.step() for a watch without an optimizer."
-            raise MeasurementError(f"Watch.trace: no step was sampled yet. {ends}")
+            raise MeasurementError(f"Watch.trace: no step was sampled yet. {_ENDS}")
         return trace_of(list(self.samples), self.sites, self._optimizers, every=self.sampling)
 
     def note(self, **facts: Any) -> None:
@@ -281,7 +281,7 @@ class Watch(Uncopied):
         """Return what is known now: verdict, findings, signals by block, what was not judged, and why."""
         told = report(self.judge or Judge(self), model=self.model, standing=self.standing, findings=self.findings)
         note = f"Step {self.steps}; {sampling([sample.step for sample in self.samples], self.steps)}; {self.cost}."
-        return replace(told, notes=(*told.notes, note))
+        return replace(told, notes=(*told.notes, note if self.steps else f"{note} {_ENDS}"))
 
     # Listeners.
 
