@@ -62,7 +62,7 @@ WRONG: dict[str, dict[str, tuple[str, str]]] = {
     },
     "replay": {
         "missing": ("none --model nets.py:build", "got 'none', which does not exist. Check the path."),
-        "kind": ("notes.txt --model nets.py:build", "got 'notes.txt', which is a file. Give the folder: ."),
+        "kind": ("notes.txt --model nets.py:build", "which is a file. Give a folder in a run's bundles."),
         "value": (f"{KEPT} --model nets.py:build --as-built --loss MSE", "got 'MSE'. Did you mean 'mse'?"),
     },
     "study": {

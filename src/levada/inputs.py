@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,13 +16,25 @@ from torch import Tensor, nn
 from levada._errors import UsageError
 from levada.connection import require_module
 
-__all__ = ["MAX_BATCHES", "Batch", "each_tensor", "flatness", "raised", "read_batches", "require_model", "tensors_in"]
+__all__ = [
+    "MAX_BATCHES",
+    "Batch",
+    "each_tensor",
+    "flatness",
+    "misfit",
+    "raised",
+    "read_batches",
+    "require_model",
+    "tensors_in",
+]
 
 # Four batches give an interval over data; more would cost time and say nothing new about decay over depth.
 MAX_BATCHES = 4
 INFERRED_SIZE = 16  # rows of an inferred batch: enough for batch norm and for a spread between inputs
 INFERRED_SIDE = 32  # side of an inferred image: survives five halvings
 INFERRED_LENGTH = 16  # tokens of an inferred sequence
+# What torch says of tensors whose types do not go together.
+_OF_TYPES = re.compile(r"dtype|scalar type|(?:input|weight|bias) type|torch\.\w+Tensor", re.IGNORECASE)
 _TARGET_KEYS = ("targets", "target", "labels", "label")
 
 
@@ -128,6 +141,30 @@ def raised(error: Exception) -> str:
     """
     first = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {first.rstrip('.')}."
+
+
+def misfit(model: nn.Module, batch: Batch, error: Exception) -> str:
+    """Return what to give to a model that did not run on a batch: by its message another type, else another shape.
+
+    Args:
+        model: the model.
+        batch: what it was given.
+        error: what it raised.
+
+    Example:
+        >>> net, batch = nn.Linear(2, 2).double(), Batch((torch.ones(3, 2),))
+        >>> misfit(net, batch, RuntimeError("mat1 and mat2 must have the same dtype, but got Float and Double"))
+        'Its weights are float64: give a batch of that type, or the model in that of the batch.'
+        >>> misfit(net, batch, RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 2x2)"))
+        'Give a batch of the shape that it expects.'
+    """
+    if not _OF_TYPES.search(str(error)):
+        return "Give a batch of the shape that it expects."
+    weights = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    given = [t for t in batch.tensors() if t.is_floating_point()]
+    if len(weights) == 1 and given and all(str(t.dtype).removeprefix("torch.") not in weights for t in given):
+        return f"Its weights are {weights.pop()}: give a batch of that type, or the model in that of the batch."
+    return "Give a batch of the type that it expects."
 
 
 def require_model(model: object, owner: str = "check") -> nn.Module:

@@ -500,3 +500,27 @@ def test_a_batch_of_one_has_no_spread():
     assert report.verdict == "healthy"
     assert "signal_decay_per_block" in report.summary["unknown"]
     assert any("one row" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "advice"),
+    [
+        (
+            nn.Linear(3, 2).double(),
+            torch.randn(4, 3),
+            "Its weights are float64: give a batch of that type, or the model in that of the batch.",
+        ),
+        (nn.Conv2d(3, 2, 1), torch.zeros(4, 3, 2, 2, dtype=torch.uint8), "Give a batch of the type that it expects."),
+        (nn.Embedding(5, 2), torch.zeros(4), "Give a batch of the type that it expects."),
+        (
+            nn.Linear(3, 2),
+            torch.randn(4, 5),
+            "Give a batch of the shape that it expects. Two inputs and no targets are written ((a, b), None).",
+        ),
+    ],
+    ids=["float64", "bytes", "floats for indices", "shape"],
+)
+def test_a_batch_that_the_model_does_not_take_is_answered_with_what_it_lacks(model, inputs, advice):
+    with pytest.raises(UsageError) as caught:
+        check(nn.Sequential(model), (inputs, torch.zeros(4, dtype=torch.long)), optimizer="SGD", lr=0.1)
+    assert str(caught.value).endswith(f". {advice}")

@@ -45,6 +45,7 @@ def test_the_page_has_the_repair_and_both_checks(told, tmp_path):
     assert page.index("The change") < page.index("as it is</code>") < page.index(f"with {told['remedy']}</code>")
     assert all(trial["name"] in page for trial in told["trials"])
     assert "badge repaired" in page
+    assert "The effect is how far the loss is lower with the remedy, as a share of the largest of three losses" in page
 
 
 def test_the_page_says_the_causes_what_a_remedy_does_and_by_which_loss(told):

@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from levada.diagnose.verify import effect_of
 from levada.report.repair import print_fix
 
 TRIAL = {
@@ -49,3 +50,13 @@ def test_every_outcome_has_a_sentence(outcome):
 
 def test_no_minus_before_a_zero():
     assert "-0.00" not in printed({"outcome": "unknown", "trials": [{**TRIAL, "effect": -0.001, "low": -0.002}]})
+
+
+def test_the_effect_is_called_a_share_of_what_it_is_a_share_of():
+    """Of a loss far below that of zeros the effect is small, however little of it is left."""
+    effect = effect_of(0.287, 0.047, 2.3)
+    assert effect == pytest.approx((0.287 - 0.047) / 2.3)
+    trial = TRIAL | {"before": {"loss": 0.287}, "after": {"loss": 0.047}, "effect": effect}
+    text = " ".join(printed({"outcome": "repaired", "trials": [trial]}).split())
+    assert "as a share of the largest of three losses: before, after, and that of outputs of zero." in text
+    assert "leaves a tenth" not in text

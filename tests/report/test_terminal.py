@@ -219,3 +219,15 @@ def test_without_a_bar_no_scale_is_told(sick: dict[str, Any]) -> None:
     for block in sick["blocks"]:
         block["signal_rms"] = block["signal_spread"] = "nan"
     assert "Bars are logarithmic" not in printed(sick)
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_in_a_narrow_terminal_numbers_are_whole_and_bars_give_way(sick: dict[str, Any], spread: bool) -> None:
+    for block in sick["blocks"] if not spread else ():
+        block["signal_spread"] = 0.2
+    text = printed(sick, 44)
+    rows = [line.split() for line in text.splitlines()[1:51]]
+    assert all(len(row) == (6 if row[0] in "✕!" else 5) - (not spread) for row in rows)
+    assert "…" not in "".join(word for row in rows for word in row)
+    assert "█" not in text
+    assert "Bars are" not in text

@@ -452,6 +452,14 @@ def test_without_an_optimizer():
     agree(watched, by_hand(make(), data()))
 
 
+def test_a_report_without_a_step_says_what_ends_one():
+    ends = "A step ends with optimizer.step(), or with Watch.step() for a watch without an optimizer."
+    with watch(make(), None) as watched:
+        assert watched.report().notes[-1].endswith(ends)
+        watched.step()
+        assert ends not in watched.report().notes[-1]
+
+
 def test_what_cannot_be_watched():
     with pytest.raises(levada._errors.UsageError, match="must have parameters"):
         levada.watch(nn.ReLU(), None)

@@ -91,6 +91,17 @@ def test_the_last_loss_of_several_processes_is_a_mean_over_all_and_whose_the_oth
     )
 
 
+@pytest.mark.parametrize(("count", "told"), [(0, None), (1, "1 step is"), (2, "2 steps are")])
+def test_steps_that_a_run_kept_are_told_with_what_names_them(tmp_path: Path, count: int, told: str | None) -> None:
+    path = tmp_path / "run"
+    with RunWriter.create(path, kind="watch", name="run") as writer:
+        writer.append("loss", steps=[0, 1], values=[2.5, 2.0])
+    for step in range(count):
+        (path / f"bundles/step-{step:06d}-loss_spike").mkdir(parents=True)
+    notes = [note for note in summary_of(path, "a" * 20, "my runs/one").notes if "kept" in note]
+    assert notes == ([f"{told} kept, to be run again: `levada replay 'my runs/one'`."] if told else [])
+
+
 def test_summaries_of_the_other_kinds(client: Client) -> None:
     check = client.json(client.run("checks/one"))
     assert check["has"] == ["mixing", "memory", "drawings"]

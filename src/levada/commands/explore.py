@@ -42,6 +42,8 @@ def explore(options: argparse.Namespace) -> int:
 
 
 def _store(path: Path) -> int:
+    if str(path) == "-":
+        raise UsageError("--out must name a file, got '-', and nothing is written to standard output. Give a path.")
     if path.is_dir():
         raise UsageError(
             f"--out must name a file, got {str(path)!r}, which is a folder. Give the path of a file in it."

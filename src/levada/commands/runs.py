@@ -22,6 +22,8 @@ def report(options: argparse.Namespace) -> int:
     from levada.runs import Run, find_runs
     from levada.runs.reader import require_readable, unlisted
 
+    if options.output == "-":
+        raise UsageError("-o must name a file, got '-', and no page is written to standard output. Give a path.")
     say = _by_address(options.runs)
     runs, errors = [], list[OSError]()
     found = [path for root in options.runs for path in find_runs(root, onerror=errors.append)]

@@ -14,7 +14,7 @@ from levada._seeding import reseed
 from levada.diagnose.loss import floating_outputs
 from levada.diagnose.pace import Pace
 from levada.diagnose.preserve import given_copies_if_edited
-from levada.inputs import Batch, raised
+from levada.inputs import Batch, misfit, raised
 from levada.probe.recomputation import activations_kept
 
 __all__ = ["LEAST", "Run", "gradients_of", "random_projection"]
@@ -86,8 +86,9 @@ class Run:
                     f"the inputs inferred for it ({batch.inferred})" if batch.inferred else f"inputs {batch.describe()}"
                 )
                 hint = " Two inputs and no targets are written ((a, b), None)." if len(batch.args) == 1 else ""
-                # A module of levada says what it wants itself; of others' errors the shape is the likeliest reason.
-                advice = f" Give a batch of the shape that it expects.{hint}"
+                # A module of levada says what it wants itself.
+                advice = f" {misfit(self.model, batch, error)}"
+                advice += hint if "shape" in advice else ""
                 raise UsageError(
                     f"check: the model must run on the batch; on {what} {type(self.model).__name__} raised "
                     f"{raised(error)}{'' if isinstance(error, UsageError) else advice}"

@@ -33,7 +33,8 @@ class Trial:
     """One remedy, and what it did.
 
     The effect of one seed is the difference of the losses after training, over the larger of them and of the loss of
-    outputs of zero: 0.9 says that a tenth of the loss is left, a negative one that it is larger with the remedy.
+    outputs of zero: 0.9 of a loss above that of zeros says that a tenth of it is left, a negative one that the loss is
+    larger with the remedy.
 
     Attributes:
         name: name of the remedy.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from levada._errors import UsageError
-from levada.inputs import Batch, raised, read_batches, require_model
+from levada.inputs import Batch, misfit, raised, read_batches, require_model
 from levada.probe.recomputation import activations_kept
 
 __all__ = ["first_batch", "run_once", "untouched"]
@@ -95,5 +95,5 @@ def run_once(model: nn.Module, batch: Batch, owner: str) -> Any:
     except Exception as error:
         raise UsageError(
             f"{owner}: the model must run on the batch; on inputs {batch.describe()} {type(model).__name__} raised "
-            f"{raised(error)} Give a batch of the shape that it expects."
+            f"{raised(error)} {misfit(model, batch, error)}"
         ) from error

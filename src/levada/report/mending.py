@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from levada._numbers import restore_numbers
 from levada.report.beside import line_figure
-from levada.report.repair import causes, effect, headline, judged
+from levada.report.repair import EFFECT, causes, effect, headline, judged
 from levada.report.words import number, short
 
 __all__ = ["fix_view"]
@@ -39,6 +39,7 @@ def fix_view(told: Mapping[str, Any]) -> dict[str, Any]:
         "figures": drawn,
         "left": len(tried) - len(drawn),
         "rows": [_row(trial) for trial in tried],
+        "effect": EFFECT,
         "untried": [(str(t.get("name", "")), str(t.get("said", ""))) for t in trials if t.get("effect") is None],
         "notes": [str(note) for note in told.get("notes") or ()],
     }

@@ -12,8 +12,13 @@ from levada.report.words import plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["causes", "effect", "headline", "judged", "print_fix"]
+__all__ = ["EFFECT", "causes", "effect", "headline", "judged", "print_fix"]
 
+# As `levada.diagnose.verify.effect_of` computes it, seed by seed.
+EFFECT: Final = (
+    "The effect is how far the loss is lower with the remedy, as a share of the largest of three losses: before, "
+    "after, and that of outputs of zero."
+)
 _COLOURS: Final = {
     "healthy": "green",
     "repaired": "green",
@@ -131,7 +136,7 @@ def _print_trials(trials: list[dict[str, Any]], console: Console, measure: str) 
                 str(trial.get("said", "")),
             )
         console.print(table, highlight=False)
-        console.print("The effect is a share of the loss: 0.9 leaves a tenth of it.", style="dim", highlight=False)
+        console.print(EFFECT, style="dim", highlight=False)
         if measure:
             console.print(measure, style="dim", markup=False, highlight=False)
     for trial in trials:

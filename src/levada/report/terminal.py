@@ -131,6 +131,7 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
     signal, gradient, spread = column(blocks, "signal_rms"), column(blocks, key), dying_spread(blocks)
     predicted = column(blocks, "gradient_predicted")
     width = max(6, min(24, (console.width - 58 - 9 * bool(spread)) // 2))
+    drawn = console.width >= 56 + 9 * bool(spread)  # below that, bars would take the room of the numbers
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True, width=1)
     table.add_column(
@@ -140,12 +141,14 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
     if spread:
         table.add_column("spread", justify="right", no_wrap=True)
     scale = "log scale" if width >= 9 else "log"
-    table.add_column(scale, no_wrap=True, width=width + 1)
+    if drawn:
+        table.add_column(scale, no_wrap=True, width=width + 1)
     table.add_column("gradient", justify="right", no_wrap=True)
     with_theory = any(value is not None for value in predicted)
     if with_theory:
         table.add_column("predicted", justify="right", no_wrap=True)
-    table.add_column(scale, no_wrap=True, width=width)
+    if drawn:
+        table.add_column(scale, no_wrap=True, width=width)
     barred = spread or signal
     ranges = _range(barred), _range(gradient)
     for i in kept:
@@ -155,10 +158,10 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
             Text(str(blocks[i].get("site", "")), colour),
             Text(cell(signal[i], "e") if signal[i] is not None else ""),
             *([Text(cell(spread[i], "e") if spread[i] is not None else "", colour)] if spread else []),
-            Text(_bar(barred[i], *ranges[0], width, fine), "blue"),
+            *([Text(_bar(barred[i], *ranges[0], width, fine), "blue")] if drawn else []),
             Text(cell(gradient[i], "e") if gradient[i] is not None else "", colour),
             *([Text(cell(predicted[i], "e") if predicted[i] is not None else "", "dim")] if with_theory else []),
-            Text(_bar(gradient[i], *ranges[1], width, fine), colour or "green"),
+            *([Text(_bar(gradient[i], *ranges[1], width, fine), colour or "green")] if drawn else []),
         ]
         table.add_row(*cells)
     console.print(table, highlight=False)
@@ -168,7 +171,7 @@ def _print_blocks(report: Mapping[str, Any], blocks: list[Mapping[str, Any]], co
     told = [
         f"{name} {plain(10.0 ** max(low, -307.0))} (empty) to {plain(10.0**high)} (full)"
         for name, (low, high), values in zip(names, ranges, (barred, gradient), strict=True)
-        if _logs(values)  # else there is no bar
+        if drawn and _logs(values)  # else there is no bar
     ]
     if told:
         _say(console, f"Bars are logarithmic: {', '.join(told)}.", "dim")

@@ -175,7 +175,8 @@ def no_bundle(folder: Path) -> str:
     """
     rule = f"a bundle is a folder with a {_TABLE} that says its schema, got {str(folder)!r}"
     if folder.is_file():
-        return f"{rule}, which is a file. Give the folder: {folder.parent}"
+        whole = f"the folder: {folder.parent}" if (folder.parent / _TABLE).is_file() else "a folder in a run's bundles."
+        return f"{rule}, which is a file. Give {whole}"
     if not folder.exists():
         return f"{rule}, which does not exist. Check the path."
     kept_here = folder.parent.name == BUNDLES or (folder / _TABLE).is_file()

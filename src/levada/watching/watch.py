@@ -47,6 +47,7 @@ from levada.watching.verdict.keeper import require_notes
 __all__ = ["Watch", "watch"]
 
 _RECENT: Final = 1000  # samples that are kept
+_ENDS: Final = "A step ends with optimizer.step(), or with Watch.step() for a watch without an optimizer."
 
 
 @final
@@ -264,8 +265,7 @@ class Watch(Uncopied):
             MeasurementError: if no step was sampled.
         """
         if not self.samples:
-            ends = "A step ends with optimizer.step(), or with Watch.step() for a watch without an optimizer."
-            raise MeasurementError(f"Watch.trace: no step was sampled yet. {ends}")
+            raise MeasurementError(f"Watch.trace: no step was sampled yet. {_ENDS}")
         return trace_of(list(self.samples), self.sites, self._optimizers, every=self.sampling)
 
     def note(self, **facts: Any) -> None:
@@ -287,7 +287,7 @@ class Watch(Uncopied):
         told = report(self.judge or Judge(self), model=self.model, standing=self.standing, findings=self.findings)
         sampled = sampling([sample.step for sample in self.samples], self.steps)
         note = "; ".join(filter(None, (f"Step {self.steps}", sampled, self.nearer, self.cost)))
-        return replace(told, notes=(*told.notes, f"{note}."))
+        return replace(told, notes=(*told.notes, f"{note}." if self.steps else f"{note}. {_ENDS}"))
 
     # Listeners.
 

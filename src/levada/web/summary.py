@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from levada.report.check import COLUMNS
 from levada.report.curve import of_whom
 from levada.report.record import logged_in
 from levada.report.words import fired, number, phrase
+from levada.runs.bundles import bundles_of
 from levada.runs.losses import told_alone
 from levada.runs.standing import CONTINUED
 from levada.runs.tables import read_tables
@@ -65,6 +67,13 @@ def _whose(run: Opened) -> list[str]:
     """Say of which of several processes the losses are."""
     whose = of_whom(run.events()) if run.manifest.kind == "watch" else ""
     return [whose.replace(" They", "The losses", 1)] if whose else []
+
+
+def _kept(path: Path, name: str) -> list[str]:
+    """Say that steps were kept, and what names them; their bytes, which may be gigabytes, are not looked at."""
+    count = len(bundles_of(path))
+    steps = "1 step is" if count == 1 else f"{count:,} steps are"
+    return [f"{steps} kept, to be run again: `{shlex.join(['levada', 'replay', name])}`."] if count else []
 
 
 def _steps(run: Opened, losses: Sequence[tuple[int, float]]) -> int:
@@ -155,7 +164,7 @@ def summary_of(path: Path, id: str, name: str) -> Summary:
         ranks=list(run.ranks),
         findings=_findings(run, view),
         claims=[_claim(one) for one in view.get("claims") or ()],
-        notes=[plain(note) for note in (*_whose(run), *map(str, view.get("notes") or ()))],
+        notes=[plain(note) for note in (*_whose(run), *map(str, view.get("notes") or ()), *_kept(path, name))],
         damage=[plain(str(one)) for one in section["damage"]],
         table=table_of(view.get("table")),
         has=[*_has(run, signals), *(("drawings",) if drawn_in(section) else ())],
