@@ -101,6 +101,7 @@ def answer(capsys: pytest.CaptureFixture[str], words: str) -> tuple[int, str]:
         ("export net.py --to tensorboard", "a run is a folder, and this is a file."),
         ("doctor run/bundles", "this is a part of one. Give the run: "),
         ("doctor net.py", "runs are looked for in a folder, and this is a file."),
+        ("check net.py:build --run -", "got '-', and no run is written to standard output. Give a path."),
         ("report run -o -", "-o must name a file, got '-', and no page is written to standard output. Give a path."),
         ("explore --out -", "--out must name a file, got '-', and nothing is written to standard output. Give a path."),
         ("report net.py", "runs are looked for in a folder, and this is a file."),

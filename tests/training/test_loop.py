@@ -365,6 +365,21 @@ def test_no_checkpoint_is_saved_where_running_statistics_of_any_process_are_spoi
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_pace_that_is_shown_is_the_present_one(monkeypatch, terminal):
+    """A first step of a minute, in which things are compiled, made the pace climb for the rest of the training."""
+    stream, now = io.StringIO(), 0.0
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr("levada.training.record.time.monotonic", lambda: now)
+    progress = Progress(400, stream)
+    for step in range(400):
+        now += 0.25 if step else 60.0
+        progress.step(step, 1.0, 1.0, 0.1)
+    told = stream.getvalue()
+    assert told.endswith("  4.0 steps/s\n")
+    assert "  0.0 steps/s" in told if terminal else "  0.3 steps/s" in told  # 20 steps in 64.75 seconds
+
+
 def test_a_new_run_takes_up_no_foreign_checkpoints(tmp_path):
     train(small(tmp_path))
     (tmp_path / "other").mkdir()

@@ -121,6 +121,8 @@ def require_writable(options: argparse.Namespace) -> None:
 def _require_free(path: Path, run: str) -> None:
     """Raise unless a new run can be kept there."""
     rule = f"--run must name a folder that does not exist yet, got {run!r}"
+    if run == "-":
+        raise UsageError(f"{rule}, and no run is written to standard output. Give a path.")
     if (path / MANIFEST).exists():
         raise UsageError(f"{rule}, which is a run. Name another, or look at that one: levada report {run}")
     if path.exists():

@@ -62,7 +62,7 @@ def lead_read(standing: Standing, damage: Damage | None) -> str:
 
     Example:
         >>> lead_read(Standing((), ("loss_spike",), sampled=202, steps=600, reached=580), None)
-        'What came after was not sampled, but gradients still reached every trained block at step 580.'
+        'What came after was not sampled, but every trained block still had some gradient at step 580.'
         >>> lead_read(Standing((), ("loss_spike",), sampled=599, steps=600), None)
         ''
     """

@@ -107,7 +107,7 @@ class Standing:
 
         Example:
             >>> Standing((), ("loss_spike",), sampled=202, steps=600, reached=580).basis
-            '1 of 1 rules judged it; gradients still reached every trained block at step 580'
+            '1 of 1 rules judged it; every trained block still had some gradient at step 580'
         """
         return self._counted("" if self.verdict == "healthy" else self.until)
 
@@ -143,13 +143,13 @@ class Standing:
 
         Example:
             >>> Standing(sampled=202, steps=400, reached=388).beyond
-            'gradients still reached every trained block at step 388'
+            'every trained block still had some gradient at step 388'
             >>> Standing(sampled=390, steps=400, reached=395).beyond
             ''
         """
         if not self.until or self.sampled is None or self.reached is None or self.reached <= self.sampled:
             return ""
-        return f"gradients still reached every trained block at step {self.reached:,}"
+        return f"every trained block still had some gradient at step {self.reached:,}"
 
     @property
     def wanted(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -324,7 +325,7 @@ def _opened(run: Any) -> Run:
 
 @final
 class Progress:
-    """One line about a training: rewritten on a terminal, else twenty times in all.
+    """One line about a training, with its present pace: rewritten on a terminal, else twenty times in all.
 
     Args:
         steps: of the whole training.
@@ -334,8 +335,10 @@ class Progress:
     def __init__(self, steps: int, stream: TextIO | None) -> None:
         self._steps, self._stream = steps, stream
         self._terminal = stream is not None and stream.isatty()
-        self._shown = self._began = time.monotonic()
+        self._shown = time.monotonic()
         self._done = self._length = 0
+        # When lines were shown, and steps done by then: the pace is that of the last 50 lines, or since the last one.
+        self._marks = deque([(self._shown, 0)], maxlen=50 if self._terminal else 1)
         self.evaluation: tuple[int, float] | None = None  # after how many steps, and what it gave
 
     def step(self, step: int, loss: float, gradient_norm: float, lr: float) -> None:
@@ -353,7 +356,9 @@ class Progress:
         last, now = step + 1 == self._steps, time.monotonic()
         due = now - self._shown > 0.1 if self._terminal else (step + 1) % max(self._steps // 20, 1) == 0
         if last or due:
-            rate = self._done / max(now - self._began, 1e-9)
+            then, before = self._marks[0]
+            rate = (self._done - before) / max(now - then, 1e-9)
+            self._marks.append((now, self._done))
             line = f"step {step + 1}/{self._steps}  loss {loss:.4f}  gradient {gradient_norm:.3g}  lr {lr:.3g}"
             held_out = ""
             if self.evaluation is not None:
