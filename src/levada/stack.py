@@ -208,6 +208,9 @@ class Stack(nn.Module):
             return run_layers(self.layers, state, self.segments, args, kwargs)
 
 
+_spread, _gather = before_loading, after_loading  # what stacks that were pickled before know them by
+
+
 def run_layers(
     layers: Iterable[nn.Module],
     state: State,

@@ -124,6 +124,20 @@ def test_copies_have_parameters_of_their_own(way, batch):
     assert torch.equal(other[2].branch[1].weight, other.stacked.branch.get_submodule("1").weight[2])
 
 
+def test_stacks_pickled_before_the_hooks_moved_are_read(batch):
+    _, stacked = pair()
+    kept = pickle.dumps(stacked, protocol=2)
+    for now, before in (("before_loading", "_spread"), ("after_loading", "_gather")):
+        name = f"clevada.stacking.by_layer\n{now}\n".encode()
+        assert name in kept
+        kept = kept.replace(name, f"clevada.stack\n{before}\n".encode())
+    other = pickle.loads(kept)
+    other.load_state_dict({name: value * 2 for name, value in stacked.state_dict().items()})
+    assert not torch.equal(other(batch), stacked(batch))
+    stacked.load_state_dict(other.state_dict())
+    assert torch.equal(other(batch), stacked(batch))
+
+
 def test_a_layers_parameters_are_its_slices():
     _, stacked = pair()
     weight = stacked.stacked.branch.get_submodule("1").weight
@@ -151,6 +165,19 @@ def test_what_arrives_by_layer_is_gathered(batch):
         for parameter in stacked.parameters():
             parameter.grad = None
     assert weight.grad is None
+
+
+def test_stacks_stay_stacked_where_what_one_was_given_is_refused(batch):
+    both = nn.Sequential(pair()[1], pair()[1])
+    expected, names = both(batch), [n for n, _ in both.named_parameters()]
+    with (
+        pytest.raises(UsageError, match=r"'branch\.1\.weight' is \(6, 6\).* layer 0 and \(3, 3\).* layer 2"),
+        as_layers(both),
+    ):
+        both[1][2].branch[1].weight = nn.Parameter(torch.ones(3, 3))
+    assert [n for n, _ in both.named_parameters()] == names
+    assert torch.equal(both(batch), expected)
+    assert is_recorded(both[0])
 
 
 def test_moving_and_going_back(batch):

@@ -86,15 +86,13 @@ def as_layers(
         The layers' parameters, by the stacked one.
     """
     stacks = [m for m in model.modules() if isinstance(m._modules.get("stacked"), StackedParameters)]
-    held: list[tuple[nn.Module, StackedParameters, dict[tuple[str, str], list[nn.Parameter]]]] = []
-    try:
+    with contextlib.ExitStack() as undo:  # each is put back, also where another is refused
+        layers: dict[nn.Parameter, list[nn.Parameter]] = {}
         for stack in stacks:
             stacked: Any = stack._modules["stacked"]
             spread = stacked.spread(sharded=sharded, copied=copied)
             del stack._modules["stacked"]
-            held.append((stack, stacked, spread))
-        yield {p: spread[key] for _, stacked, spread in held for key, p in stacked.each()}
-    finally:
-        for stack, stacked, spread in reversed(held):
-            stacked.gather(spread, written=written)
-            stack._modules["stacked"] = stacked
+            undo.callback(stacked.gather, spread, written=written)
+            undo.callback(stack._modules.__setitem__, "stacked", stacked)
+            layers |= {p: spread[key] for key, p in stacked.each()}
+        yield layers

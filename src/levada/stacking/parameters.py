@@ -135,7 +135,7 @@ class StackedParameters(_Held):
             for name, parameter in first._parameters.items():
                 self.owners[path, name] = modules
                 own = [module._parameters[name] for module in modules]
-                container.register_parameter(name, None if parameter is None else _stacked(own))
+                container.register_parameter(name, None if parameter is None else _stacked(f"{path}.{name}", own))
             for i, module in enumerate(modules):
                 module._parameters = LayerParameters([*module._parameters], container, i)
         held = dict(self.named_modules())
@@ -277,7 +277,11 @@ class StackedParameters(_Held):
                 own: list[Any] = [module._parameters[name] for module in self.owners[path, name]]
                 divided = hasattr(held, "placements")
                 if any(new is not old for new, old in zip(own, before, strict=True)):
-                    made = nn.Parameter(stacked_as(held, own), own[0].requires_grad) if divided else _stacked(own)
+                    made = (
+                        nn.Parameter(stacked_as(held, own), own[0].requires_grad)
+                        if divided
+                        else _stacked(f"{path}.{name}", own)
+                    )
                     replaced[path, name] = made
                 elif held is not None:
                     held.requires_grad_(own[0].requires_grad)
@@ -328,7 +332,14 @@ def _refuse_to_freeze(requires_grad: bool = True) -> NoReturn:
     )
 
 
-def _stacked(own: Sequence[nn.Parameter]) -> nn.Parameter:
+def _stacked(name: str, own: Sequence[Any]) -> nn.Parameter:
+    shapes = ["missing" if p is None else tuple(p.shape) for p in own]
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0] or shape == "missing":
+            raise UsageError(
+                f"Stack: stacked needs layers whose parameters are alike, but {name!r} is {shapes[0]} in layer 0 and "
+                f"{shape} in layer {i}. Give all layers one of the same shape."
+            )
     stacked = nn.Parameter(torch.stack([p.detach() for p in own]), own[0].requires_grad)
     _take_gradients(stacked, own)
     return stacked
