@@ -97,6 +97,16 @@ def test_a_process_that_begins_before_it_was_known_has_to_see_it_again(tmp_path)
     assert written(tmp_path / "anew", *anew).losses_by_optimizer() == {}
 
 
+def test_what_an_earlier_levada_recorded_is_laid_to_no_optimizers(tmp_path):
+    before = "loss", {"steps": [0, 1], "values": [2.0, 1.0]}
+    on = ("continued", {"step": 2}), losses(2, 1, 2), ("apart", {"step": 3, "optimizers": ["Adam", "Adam"]})
+    found = written(tmp_path / "run", before, *on).losses_by_optimizer()
+    assert found == {
+        **dict(zip(NAMES, ([(2, 2.0)], [(3, 3.0)]), strict=True)),
+        "optimizers that were not recorded": [(0, 2.0), (1, 1.0)],
+    }
+
+
 @pytest.mark.parametrize("turns", [None, 7, [1], [1, 2, 3, 4], [True, "1", {}]], ids=repr)
 def test_turns_that_are_none_keep_no_loss_from_being_read(tmp_path, turns):
     fields = {"steps": [0, 1, 2], "values": [2.0, 1.0, 0.5], "turns": turns}

@@ -23,6 +23,7 @@ ALL: Final = "all"
 # each of them has losses of its own.
 TURNS: Final = "turns"
 APART: Final = "apart"
+_UNTOLD: Final = -1  # a turn of optimizers that were not recorded
 
 
 class Waiting(NamedTuple):
@@ -129,7 +130,7 @@ class Told:
         found: dict[str, list[tuple[int, float]]] = {}
         if self._apart is None:
             return found
-        names: dict[int | None, str] = {None: "a step that did not end"}
+        names: dict[int | None, str] = {None: "a step that did not end", _UNTOLD: "optimizers that were not recorded"}
         for step, value, turn in zip(self._steps, self._values, self._turns, strict=True):
             name = names.get(turn) or names.setdefault(turn, optimizers_in(turn or 0, self._apart[1]))
             found.setdefault(name, []).append((step, value))
@@ -170,6 +171,10 @@ class Told:
             self._apart = step, [str(kind) for kind in kinds]
         elif type == CONTINUED and isinstance(step, int):
             self._cut(step)  # what was recorded of the steps from there on, other weights made
+            if all(
+                (turn or 0) <= 0 for turn in self._turns
+            ):  # as of an earlier levada, which did not say it, or of a single optimizer
+                self._turns = [_UNTOLD] * len(self._turns)
             self._apart = None if self._apart is not None and step <= self._apart[0] else self._apart
             for numbers in self._logged.values():
                 for later in [one for one in numbers if one >= step]:
